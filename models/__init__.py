@@ -1,0 +1,1 @@
+"""From tokens to labels: networks, learning, checkpoints, predictor. Knows nothing of sockets or capture files."""
