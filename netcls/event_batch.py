@@ -6,7 +6,7 @@ Columns all the way; only :mod:`netcls.event` makes objects of them, at the very
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,11 @@ class Answers:
     answer_ts_ns: NDArray[np.int64]
     top_index: NDArray[np.int32]
     top_probability: NDArray[np.float32]
+
+    def take(self, rows: NDArray[np.bool_]) -> Answers:
+        """The answers of the rows that are True."""
+        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "model"}
+        return Answers(model=self.model, **columns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,93 @@
+"""The books of one run: every packet seen is in a flow, rejected by name or ignored by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capture.reject import IGNORED_FROM, Reject
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened to the packets and flows of a run, summed over its captures.
+
+    Attributes:
+        packets_seen: given by the readers.
+        bytes_seen: captured bytes of those packets.
+        packets_in_flows: taken by the flow tables.
+        by_reason: int64 (256,), packets by :class:`capture.reject.Reject` value; entry 0 counts the decoded ones.
+        captures, captures_cut, captures_failed: read, ended in the middle of a record, not readable.
+        time_backwards: packets older than the packet clock.
+        flows_started: flows begun; ``flows_ended`` counts by IPFIX reason name.
+        flows_skipped: ended flows left out of the output by ``--min-packets``.
+        predictions, unknown: flows answered, and how many of them as unknown.
+        flow_memory_peak_bytes: largest size of a flow table.
+    """
+
+    packets_seen: int = 0
+    bytes_seen: int = 0
+    packets_in_flows: int = 0
+    by_reason: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    captures: int = 0
+    captures_cut: int = 0
+    captures_failed: int = 0
+    time_backwards: int = 0
+    flows_started: int = 0
+    flows_ended: dict[str, int] = field(default_factory=dict)
+    flows_skipped: int = 0
+    predictions: int = 0
+    unknown: int = 0
+    flow_memory_peak_bytes: int = 0
+
+    def count_rejects(self, reject: NDArray[np.uint8]) -> None:
+        """Add the ``reject`` column (uint8 (n,)) of one decoded block."""
+        self.by_reason += np.bincount(reject, minlength=256)
+
+    def rejected(self) -> dict[str, int]:
+        """Undecodable packets by reason name; reasons that did not occur are left out."""
+        return {
+            r.name.lower(): int(self.by_reason[r])
+            for r in Reject
+            if 0 < r < IGNORED_FROM and self.by_reason[r]
+        }
+
+    def ignored(self) -> dict[str, int]:
+        """Well-formed packets that belong to no flow, by reason name."""
+        return {
+            r.name.lower(): int(self.by_reason[r]) for r in Reject if r >= IGNORED_FROM and self.by_reason[r]
+        }
+
+    def imbalance_packets(self) -> int:
+        """Seen minus (in flows + rejected + ignored); anything but 0 is a defect of netcls."""
+        return self.packets_seen - self.packets_in_flows - int(self.by_reason[1:].sum())
+
+    def books_balance(self) -> bool:
+        """True if every packet seen is accounted for, and every flow that started has ended."""
+        return self.imbalance_packets() == 0 and self.flows_started == sum(self.flows_ended.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The ``netcls`` object of a ``stats`` event."""
+        return {
+            "captures": {"read": self.captures, "cut": self.captures_cut, "failed": self.captures_failed},
+            "packets": {
+                "seen": self.packets_seen,
+                "bytes": self.bytes_seen,
+                "in_flows": self.packets_in_flows,
+                "rejected": self.rejected(),
+                "ignored": self.ignored(),
+                "imbalance": self.imbalance_packets(),
+                "time_backwards": self.time_backwards,
+            },
+            "flows": {
+                "started": self.flows_started,
+                "ended": dict(sorted(self.flows_ended.items())),
+                "skipped": self.flows_skipped,
+                "memory_peak_bytes": self.flow_memory_peak_bytes,
+            },
+            "predictions": self.predictions,
+            "unknown": self.unknown,
+        }

@@ -1,0 +1,232 @@
+"""The one place that sees capture and models: packets of captures in, answered flows out.
+
+    reader -> decode -> FlowTable -> representation -> Predictor -> EventBatch
+
+Every capture has a flow table of its own. A flow is answered when it is ready (it has the packets that the
+representation wants, or it ended before) and leaves, with its final counters, when it ends: one event a flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from capture.decode import decode
+from capture.errors import CaptureError
+from capture.flow_batch import EndReason, FlowBatch, FlowStep, KeepSpec
+from capture.flow_table import FlowTable, FlowTableConfig
+from capture.readers import open_capture
+from netcls.answers import AnswerStore
+from netcls.counters import Counters
+from netcls.event_batch import EventBatch, ModelName
+
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+
+# Flows that wait for the model, or ended flows that wait for them, before a batch is made of them.
+READY_FLOWS = 256
+ENDED_FLOWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How captures are turned into flows and answers.
+
+    Attributes:
+        model: name or folder of a checkpoint.
+        idle_timeout_s, active_timeout_s, tcp_linger_s: see :class:`capture.flow_table.FlowTableConfig`.
+        memory_limit_bytes: ceiling of one flow table.
+        min_packets: flows with fewer packets are left out of the output, and counted.
+        top: best labels to give with each answer; 0: only the answer and the runner-up.
+        strict: a capture that ends in the middle of a record is an error.
+        threads: of the model; None: one per core.
+        device: ``auto``, ``cpu`` or ``cuda``.
+    """
+
+    model: str = "default"
+    idle_timeout_s: float = 120.0
+    active_timeout_s: float = 1800.0
+    tcp_linger_s: float = 5.0
+    memory_limit_bytes: int = 256 << 20
+    min_packets: int = 0
+    top: int = 0
+    strict: bool = False
+    threads: int | None = None
+    device: str = "auto"
+
+    def flow_table_config(self) -> FlowTableConfig:
+        """The flow table's part of these options."""
+        return FlowTableConfig(
+            idle_timeout_s=self.idle_timeout_s,
+            active_timeout_s=self.active_timeout_s,
+            tcp_linger_s=self.tcp_linger_s,
+            memory_limit_bytes=self.memory_limit_bytes,
+        )
+
+
+class _Answerer:
+    """Representation, predictor and the answers of open flows, over all captures of a run."""
+
+    def __init__(self, checkpoint: Checkpoint, options: RunOptions) -> None:
+        from capture.representations import build, representation_id
+        from models.predictor import Predictor
+
+        self.representation = build(checkpoint.representation, checkpoint.representation_settings)
+        self._predictor = Predictor(checkpoint, threads=options.threads, device=options.device)
+        name = ModelName(
+            checkpoint.name,
+            checkpoint.digest,
+            representation_id(self.representation),
+            tuple(checkpoint.labels),
+        )
+        self.store = AnswerStore(name, options.top, checkpoint.calibration.unknown_threshold)
+
+    def answer(self, flows: FlowBatch) -> None:
+        tokens = self.representation.tokenize(flows)
+        said = self._predictor.predict(tokens)
+        last = np.maximum(tokens.packets_used.astype(np.intp), 1) - 1
+        ts_ns = flows.packets["ts_ns"][np.arange(len(flows)), last]
+        self.store.put(
+            flows.records["serial"], said.probabilities, said.unknown_score, tokens.packets_used, ts_ns
+        )
+
+
+class Run:
+    """One pass over captures; iterate it once for the ended flows of all of them.
+
+    Args:
+        paths: capture files; ``-`` is standard input.
+        options: how.
+        classify: False: flow records only; no model is loaded and torch is not imported.
+        checkpoint: already loaded; None: ``options.model`` is loaded.
+        on_error: called with the error of a capture that cannot be read, after which the run goes on with the
+            next one; None: the error is raised.
+
+    Attributes:
+        counters: the books, up to date whenever a batch is handed out.
+        warnings: one line each, for example of a capture that was cut off.
+
+    Raises:
+        CheckpointError: if the model cannot be loaded.
+        CaptureError: while iterating, for a capture that cannot be read, where ``on_error`` is None.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        options: RunOptions | None = None,
+        *,
+        classify: bool,
+        checkpoint: Checkpoint | None = None,
+        on_error: Callable[[CaptureError], None] | None = None,
+    ) -> None:
+        self._paths = list(paths)
+        self._options = options or RunOptions()
+        self._on_error = on_error
+        self.counters = Counters()
+        self.warnings: list[str] = []
+        self._answerer: _Answerer | None = None
+        if classify:
+            if checkpoint is None:
+                from models.checkpoint import load_checkpoint
+
+                checkpoint = load_checkpoint(self._options.model)
+            self._answerer = _Answerer(checkpoint, self._options)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        return None
+
+    def __iter__(self) -> Iterator[EventBatch]:
+        for path in self._paths:
+            try:
+                yield from self._one_capture(path)
+            except CaptureError as error:
+                self.counters.captures_failed += 1
+                if self._on_error is None:
+                    raise
+                self._on_error(error)
+
+    def _one_capture(self, path: str) -> Iterator[EventBatch]:
+        keep = self._answerer.representation.keep if self._answerer else KeepSpec()
+        table = FlowTable(self._options.flow_table_config(), keep)
+        pending = _Pending()
+        failure: CaptureError | None = None
+        with open_capture(path, strict=self._options.strict) as reader:
+            self.counters.captures += 1
+            try:
+                for block in reader:
+                    decoded = decode(block)
+                    self.counters.packets_seen += len(block)
+                    self.counters.bytes_seen += int(block.captured_len.sum())
+                    self.counters.count_rejects(decoded.reject)
+                    for step in table.push(block, decoded):
+                        yield from self._take(step, pending, path)
+            except CaptureError as error:
+                failure = error
+            if reader.counters.cut:
+                self.counters.captures_cut += 1
+                self.warnings.append(reader.counters.message)
+        # What was read before an error is answered and counted like everything else.
+        for step in table.flush(EndReason.FORCED):
+            yield from self._take(step, pending, path)
+        self._close_books(table)
+        yield from self._hand_out(pending, path)
+        if failure is not None:
+            raise failure
+
+    def _take(self, step: FlowStep, pending: _Pending, path: str) -> Iterator[EventBatch]:
+        if self._answerer and len(step.ready):
+            pending.ready.append(step.ready)
+        if len(step.ended):
+            pending.ended.append(step.ended)
+        if pending.n_ready() >= READY_FLOWS or pending.n_ended() >= ENDED_FLOWS:
+            yield from self._hand_out(pending, path)
+
+    def _hand_out(self, pending: _Pending, path: str) -> Iterator[EventBatch]:
+        if self._answerer:
+            for ready in pending.ready:
+                self._answerer.answer(ready)
+        pending.ready.clear()
+        ended, pending.ended = pending.ended, []
+        for flows in ended:
+            records = flows.records
+            answers = self._answerer.store.pop(records["serial"]) if self._answerer else None
+            enough = records["packets"].sum(axis=1) >= self._options.min_packets
+            if not enough.all():
+                self.counters.flows_skipped += int((~enough).sum())
+                records = records[enough]
+                answers = answers.take(enough) if answers else None
+            if answers:
+                self.counters.predictions += len(records)
+                self.counters.unknown += int(answers.unknown.sum())
+            if len(records):
+                yield EventBatch(path, records, answers)
+
+    def _close_books(self, table: FlowTable) -> None:
+        counted, books = table.counters, self.counters
+        books.packets_in_flows += counted.packets
+        books.flows_started += counted.flows_started
+        books.time_backwards += counted.time_backwards
+        books.flow_memory_peak_bytes = max(books.flow_memory_peak_bytes, counted.memory_peak_bytes)
+        for reason, n_flows in counted.ended_by_reason().items():
+            books.flows_ended[reason] = books.flows_ended.get(reason, 0) + n_flows
+
+
+class _Pending:
+    """Flows of one capture between the flow table and the output."""
+
+    def __init__(self) -> None:
+        self.ready: list[FlowBatch] = []
+        self.ended: list[FlowBatch] = []
+
+    def n_ready(self) -> int:
+        return sum(len(batch) for batch in self.ready)
+
+    def n_ended(self) -> int:
+        return sum(len(batch) for batch in self.ended)
