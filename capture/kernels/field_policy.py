@@ -191,23 +191,23 @@ def tokens_with_policy(
     width = data.shape[2]
     for f in range(data.shape[0]):
         flow = flows[f]
-        protocol = np.int64(flow.protocol)
-        for k in range(min(np.int64(flow.n_kept), n_packets)):
+        protocol = np.int64(flow["protocol"])
+        for k in range(min(np.int64(flow["n_kept"]), n_packets)):
             source = data[f, k]
             row = out[f, k * width : (k + 1) * width]
             for i in range(width):
                 row[i] = source[i]
             packet = packets[f, k]
-            l4 = np.int64(packet.l4_offset)
-            end = np.int64(packet.header_len)
+            l4 = np.int64(packet["l4_offset"])
+            end = np.int64(packet["header_len"])
             icmp_type = row[l4] if l4 < header_bytes else np.uint8(255)
-            if flow.ip_version == 4:
+            if flow["ip_version"] == 4:
                 _hide_ipv4(row, l4, header_bytes, hidden)
             else:
                 _hide_ipv6(row, l4, header_bytes, hidden)
             _hide_transport(row, protocol, l4, end, header_bytes, hidden)
             if hidden & EMBEDDED and _carries_headers(
-                protocol, icmp_type, flow.client_port, flow.server_port
+                protocol, icmp_type, flow["client_port"], flow["server_port"]
             ):
                 for i in range(header_bytes, width):
                     row[i] = 0
