@@ -1,0 +1,97 @@
+"""Events as Arrow: one flat table. pyarrow is an extra and is imported when asked for."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from capture.errors import UsageError
+from capture.flow_batch import EndReason
+from netcls.event import as_dict, events_of
+from netcls.event_batch import EventBatch
+from netcls.flat import column_names, flat_row
+
+
+def require_pyarrow() -> Any:
+    """The pyarrow module.
+
+    Raises:
+        UsageError: where it is not installed; names the extra.
+    """
+    try:
+        import pyarrow as pa
+    except ImportError:
+        raise UsageError(
+            "Parquet and Arrow need pyarrow, which is not installed; pip install 'netcls[arrow]'"
+        ) from None
+    return pa
+
+
+@cache
+def event_schema() -> Any:
+    """pyarrow.Schema of :func:`record_batch`, the same for every batch."""
+    pa = require_pyarrow()
+    instant = pa.timestamp("ns", "UTC")
+    word = pa.dictionary(pa.int32(), pa.string())
+    labelled = pa.struct([("label", pa.string()), ("probability", pa.float32())])
+    special = {
+        "timestamp": instant,
+        "flow_start": instant,
+        "flow_end": instant,
+        "flow_id": pa.int64(),
+        "event_type": word,
+        "pcap_filename": word,
+        "proto": word,
+        "vlan": pa.list_(pa.uint16()),
+        "flow_reason": word,
+        "netcls_label": word,
+        "netcls_nearest": word,
+        "netcls_runner_up_label": word,
+        "netcls_probability": pa.float32(),
+        "netcls_runner_up_probability": pa.float32(),
+        "netcls_unknown": pa.bool_(),
+        "netcls_unknown_score": pa.float32(),
+        "netcls_top": pa.list_(labelled),
+        "netcls_final": pa.bool_(),
+        "netcls_model": word,
+        "netcls_checkpoint": word,
+        "netcls_representation": word,
+        "netcls_end_reason": word,
+        "netcls_quality": pa.list_(pa.string()),
+    }
+    whole = {
+        "src_port", "dest_port", "icmp_type", "icmp_code", "ip_v", "flow_age", "flow_pkts_toserver",
+        "flow_pkts_toclient", "flow_bytes_toserver", "flow_bytes_toclient", "netcls_v", "netcls_packets_used",
+        "netcls_latency_us",
+    }  # fmt: skip
+    return pa.schema(
+        [
+            (name, special.get(name) or (pa.int64() if name in whole else pa.string()))
+            for name in column_names()
+        ]
+    )
+
+
+def record_batch(batch: EventBatch) -> Any:
+    """The events of a batch as a pyarrow.RecordBatch, one row a flow."""
+    pa = require_pyarrow()
+    schema = event_schema()
+    rows = [flat_row(as_dict(event)) for event in events_of(batch)]
+    times = _times(batch)
+    columns = []
+    for field in schema:
+        if field.name in times:
+            columns.append(pa.array(times[field.name]).cast(field.type))
+        else:
+            columns.append(pa.array([row.get(field.name) for row in rows], field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _times(batch: EventBatch) -> dict[str, Any]:
+    # The records' nanoseconds; the text of an event has only microseconds.
+    records, answers = batch.records, batch.answers
+    answered = records["last_ts_ns"] if answers is None else answers.answer_ts_ns
+    times = {"timestamp": answered, "flow_start": records["first_ts_ns"], "flow_end": records["last_ts_ns"]}
+    columns = {name: ts_ns.astype("datetime64[ns]") for name, ts_ns in times.items()}
+    columns["flow_end"][records["end_reason"] == EndReason.OPEN] = "NaT"
+    return columns
