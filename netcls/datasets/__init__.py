@@ -1,0 +1,1 @@
+"""Labelled data: captures and labels in, model input with a repeatable split out."""

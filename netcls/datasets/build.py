@@ -1,0 +1,344 @@
+"""Labelled captures to one set of labelled flows.
+
+N is the number of labelled flows, K the packets whose fields are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capture.errors import DataError
+from capture.representations.base import Representation, TokenBatch
+from netcls.datasets.capture_flows import CaptureFlows, concatenate_tokens, process_captures, sample_order
+from netcls.datasets.labels import CONTRADICTORY, DROPPED, UNLABELLED, match_flows
+from netcls.datasets.sources import DataSource, LabelledCapture
+from netcls.datasets.splits import LEFT_OUT, PARTS, Split, SplitInput
+
+if TYPE_CHECKING:
+    from capture.flow_table import FlowTableConfig
+
+MAX_WARNINGS_OF_A_KIND = 5
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How flows are made and chosen.
+
+    Attributes:
+        max_flows_per_capture: at most this many flows of each class from each capture, a seeded sample; 0: all.
+            Keeps a scan or a flood from ruling training and score.
+        seed: of the sample.
+        tolerance_s: by how much the times of a table's row and a flow may miss each other, seconds.
+        threads: captures read at once.
+        cache_dir: where the flows of each capture are kept between runs; None: nowhere.
+    """
+
+    max_flows_per_capture: int = 20
+    seed: int = 0
+    tolerance_s: float = 1.0
+    threads: int = 2
+    cache_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_flows_per_capture < 0:
+            raise DataError(
+                f"max_flows_per_capture is {self.max_flows_per_capture}; expected 1 or more, or 0 for all flows"
+            )
+
+
+@dataclass(slots=True)
+class BuildReport:
+    """What became of every packet, flow and row. Flows seen = labelled + unlabelled + dropped + contradictory.
+
+    Attributes:
+        captures: read; captures_unreadable: not read; captures_cut: read up to where they are cut off.
+        packets: of all captures; packets_rejected: those in no flow, for any reason.
+        flows_seen: of all captures that were read.
+        flows_labelled: with a label, before the cap per capture.
+        flows_unlabelled: that no row of the table matched.
+        flows_dropped_label: whose label the user leaves out.
+        flows_contradictory: that rows with different labels claim; left out.
+        flows_capped: labelled but left out by ``max_flows_per_capture``.
+        flows: what remains.
+        rows, rows_unmatched: of a table of flows, and those that no flow matched.
+        rows_dropped_label, rows_unlabelled: rows (or captures) with a label left out, or without one.
+        warnings: one line each.
+    """
+
+    captures: int = 0
+    captures_unreadable: int = 0
+    captures_cut: int = 0
+    packets: int = 0
+    packets_rejected: int = 0
+    flows_seen: int = 0
+    flows_labelled: int = 0
+    flows_unlabelled: int = 0
+    flows_dropped_label: int = 0
+    flows_contradictory: int = 0
+    flows_capped: int = 0
+    flows: int = 0
+    rows: int = 0
+    rows_unmatched: int = 0
+    rows_dropped_label: int = 0
+    rows_unlabelled: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All counts and warnings, as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledFlows:
+    """Flows with labels, ready to be split.
+
+    Attributes:
+        tokens: model input, N rows.
+        packets: ``PACKET_DTYPE`` (N, K), fields of the first packets, for baselines.
+        records: ``FLOW_DTYPE`` (N,), at the end of each flow.
+        labels: int64 (N,), index into ``label_names``.
+        capture, group, host: int64 (N,), indices; ``capture`` into ``capture_names``, ``group`` into
+            ``group_names``.
+        time_s: float64 (N,), when the flow (or by the table, its capture) began, seconds since the epoch.
+        label_names: sorted.
+        capture_names: as the user wrote them.
+        group_names: values of the group columns.
+        group_columns: what they are called.
+    """
+
+    tokens: TokenBatch
+    packets: NDArray[Any]
+    records: NDArray[Any]
+    labels: NDArray[np.int64]
+    capture: NDArray[np.int64]
+    group: NDArray[np.int64]
+    host: NDArray[np.int64]
+    time_s: NDArray[np.float64]
+    label_names: tuple[str, ...]
+    capture_names: tuple[str, ...]
+    group_names: tuple[tuple[str, ...], ...]
+    group_columns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def split_input(self) -> SplitInput:
+        """What `make_split` looks at."""
+        return SplitInput(
+            self.labels,
+            self.capture,
+            self.group,
+            self.host,
+            self.time_s,
+            self.label_names,
+            self.group_names,
+            self.group_columns,
+        )
+
+
+def build_flows(
+    source: DataSource,
+    representation: Representation,
+    options: BuildOptions | None = None,
+    *,
+    flow_config: FlowTableConfig | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[LabelledFlows, BuildReport]:
+    """Read every capture of ``source`` and label its flows.
+
+    Args:
+        source: from `read_source`.
+        representation: makes the model input.
+        options: how.
+        flow_config: time-outs and memory of the flow table; None: the defaults.
+        on_progress: called with captures done and captures in all.
+
+    Raises:
+        DataError: no capture could be read, or no flow got a label.
+    """
+    options = options or BuildOptions()
+    report = BuildReport(
+        rows=sum(0 if capture.rows is None else len(capture.rows) for capture in source.captures),
+        rows_dropped_label=source.n_dropped,
+        rows_unlabelled=source.n_unlabelled,
+        warnings=list(source.warnings),
+    )
+    # Flows of a table of flows are sampled after they got their labels.
+    at_most = options.max_flows_per_capture or None if source.form != 3 else None
+    parts = _Parts()
+    flows_of = process_captures(
+        [capture.path for capture in source.captures],
+        representation,
+        flow_config=flow_config,
+        at_most=at_most,
+        seed=options.seed,
+        threads=options.threads,
+        cache_dir=options.cache_dir,
+        on_progress=on_progress,
+    )
+    for number, (capture, flows) in enumerate(zip(source.captures, flows_of, strict=True)):
+        _count_capture(report, flows)
+        labels, groups = _label(capture, flows, report, options)
+        rows = np.flatnonzero(labels >= 0)
+        chosen = rows[_within_cap(flows.records["flow_id"][rows], labels[rows], options)]
+        report.flows_labelled += len(rows)
+        report.flows_capped += len(rows) - len(chosen)
+        parts.add(number, capture, flows.take(chosen), labels[chosen], groups[chosen])
+    report.flows = parts.n
+    _check_report(source, report)
+    return parts.join(source), report
+
+
+def _count_capture(report: BuildReport, flows: CaptureFlows) -> None:
+    report.packets += flows.n_packets
+    report.packets_rejected += flows.n_rejected
+    report.flows_seen += flows.n_flows
+    if not flows.error:
+        report.captures += 1
+        return
+    failed = not flows.n_packets
+    report.captures += not failed
+    report.captures_cut += not failed
+    report.captures_unreadable += failed
+    count = report.captures_unreadable + report.captures_cut
+    if count <= MAX_WARNINGS_OF_A_KIND:
+        report.warnings.append(flows.error)
+    elif count == MAX_WARNINGS_OF_A_KIND + 1:
+        report.warnings.append("more captures cannot be read or are cut; see the counts")
+
+
+def _label(
+    capture: LabelledCapture, flows: CaptureFlows, report: BuildReport, options: BuildOptions
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Label and group of each flow; labels below 0 are counted and left out."""
+    n = len(flows)
+    if capture.rows is None:
+        # Flows that the reader's sample left out have the capture's label too.
+        report.flows_labelled += flows.n_flows - n
+        report.flows_capped += flows.n_flows - n
+        return np.full(n, capture.label, np.int64), np.full(n, capture.group, np.int64)
+    matches = match_flows(flows.records, capture.rows, options.tolerance_s)
+    report.rows_unmatched += matches.n_rows_unmatched
+    report.flows_unlabelled += int(np.count_nonzero(matches.labels == UNLABELLED))
+    report.flows_dropped_label += int(np.count_nonzero(matches.labels == DROPPED))
+    report.flows_contradictory += int(np.count_nonzero(matches.labels == CONTRADICTORY))
+    return matches.labels, matches.groups
+
+
+def _within_cap(
+    flow_ids: NDArray[np.uint64], labels: NDArray[np.int64], options: BuildOptions
+) -> NDArray[np.intp]:
+    """Which flows of one capture stay: of each class the first in sample order, in capture order."""
+    if not options.max_flows_per_capture:
+        return np.arange(len(labels))
+    order = np.argsort(sample_order(flow_ids, options.seed), kind="stable")
+    kept = [order[labels[order] == label][: options.max_flows_per_capture] for label in np.unique(labels)]
+    return np.sort(np.concatenate(kept)) if kept else np.empty(0, np.intp)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """Flows of the captures so far."""
+
+    n: int = 0
+    tokens: list[TokenBatch] = field(default_factory=list)
+    packets: list[NDArray[Any]] = field(default_factory=list)
+    records: list[NDArray[Any]] = field(default_factory=list)
+    labels: list[NDArray[np.int64]] = field(default_factory=list)
+    groups: list[NDArray[np.int64]] = field(default_factory=list)
+    captures: list[NDArray[np.int64]] = field(default_factory=list)
+    times: list[NDArray[np.float64]] = field(default_factory=list)
+    hosts: list[str] = field(default_factory=list)
+
+    def add(
+        self,
+        number: int,
+        capture: LabelledCapture,
+        flows: CaptureFlows,
+        labels: NDArray[np.int64],
+        groups: NDArray[np.int64],
+    ) -> None:
+        n = len(flows)
+        self.n += n
+        self.tokens.append(flows.tokens)
+        self.packets.append(flows.packets)
+        self.records.append(flows.records)
+        self.labels.append(labels)
+        self.groups.append(groups)
+        self.captures.append(np.full(n, number, np.int64))
+        started_s = flows.records["first_ts_ns"].astype(np.float64) / 1e9
+        self.times.append(started_s if capture.time_s is None else np.full(n, capture.time_s))
+        self.hosts.extend(capture.host or client.tobytes().hex() for client in flows.records["client"])
+
+    def join(self, source: DataSource) -> LabelledFlows:
+        return LabelledFlows(
+            concatenate_tokens(self.tokens),
+            np.concatenate(self.packets),
+            np.concatenate(self.records),
+            np.concatenate(self.labels),
+            np.concatenate(self.captures),
+            np.concatenate(self.groups),
+            np.unique(self.hosts, return_inverse=True)[1].astype(np.int64),
+            np.concatenate(self.times),
+            source.labels,
+            tuple(capture.name for capture in source.captures),
+            source.groups,
+            source.group_columns,
+        )
+
+
+def _check_report(source: DataSource, report: BuildReport) -> None:
+    if not report.captures:
+        reason = report.warnings[-1] if report.warnings else "none was given"
+        raise DataError(f"{source.path}: none of {len(source.captures)} captures can be read: {reason}")
+    if not report.flows and source.form == 3:
+        raise DataError(
+            f"{source.path}: none of {report.rows} rows matches any of {report.flows_seen} flows; "
+            "compare addresses, ports, proto and first_ts (epoch seconds) with what 'netcls flows' prints"
+        )
+    if not report.flows:
+        raise DataError(f"{source.path}: the captures hold no flow; expected IP packets")
+    if report.rows_unmatched:
+        report.warnings.append(f"{report.rows_unmatched} of {report.rows} rows match no flow")
+    if report.flows_unlabelled:
+        report.warnings.append(
+            f"{report.flows_unlabelled} of {report.flows_seen} flows have no row; left out"
+        )
+    if report.flows_contradictory:
+        report.warnings.append(
+            f"{report.flows_contradictory} flows have rows with different labels; left out"
+        )
+
+
+def remove_duplicates(tokens: TokenBatch, split: Split) -> None:
+    """Take flows whose model input an earlier part already holds out of the later part.
+
+    Parts in order: train, validation, calibration, test. Flows alike within one part stay: that is how often they
+    occur. ``split`` is changed and its ``n_duplicates`` set.
+    """
+    seen: set[bytes] = set()
+    hashes = token_hashes(tokens)
+    for part, name in enumerate(PARTS):
+        rows = split.rows(part)
+        again = np.array([hashes[row] in seen for row in rows], bool)
+        split.part[rows[again]] = LEFT_OUT
+        split.n_duplicates[name] = int(np.count_nonzero(again))
+        seen.update(hashes[row] for row in rows)
+
+
+def token_hashes(tokens: TokenBatch) -> list[bytes]:
+    """16 bytes for each flow's model input; equal where the inputs are."""
+    arrays = [
+        np.ascontiguousarray(array).reshape(len(array), -1) for _, array in sorted(tokens.arrays.items())
+    ]
+    return [
+        hashlib.blake2b(b"".join(array[row].tobytes() for array in arrays), digest_size=16).digest()
+        for row in range(len(tokens))
+    ]

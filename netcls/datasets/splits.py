@@ -1,0 +1,345 @@
+"""Who trains, who is tested: splits that keep what belongs together on one side.
+
+A *unit* is what may not be torn apart: a capture, a group, a host, or (the optimistic way) a flow.
+Test units are chosen first, then validation and calibration units out of what is left, so that in
+each class the share of flows comes near its target and no class loses its last training unit.
+Everything is seeded and depends on nothing else than the flows.
+
+G is the number of units, C of classes, N of flows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capture.errors import DataError
+
+SplitKind = Literal["capture", "group", "host", "time", "flow"]
+GroupRule = Literal["tuple", "each"]
+
+TRAIN: Final = 0
+VALIDATION: Final = 1
+CALIBRATION: Final = 2
+TEST: Final = 3
+LEFT_OUT: Final = -1
+PARTS: Final = ("train", "validation", "calibration", "test")
+
+_MEANING: Final = {
+    "capture": "by capture file: no test capture was trained on",
+    "group": "by group ({columns}): no test group was trained on",
+    "host": "by host: no test host was trained on",
+    "time": "by time: in each class the earliest captures train and the latest are tested",
+    "flow": "within-capture split: optimistic",
+}
+# Tried units a step: enough to come near the targets, few enough that seeds give different splits.
+_CANDIDATES: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SplitOptions:
+    """How flows are divided.
+
+    Attributes:
+        kind: what is kept together. ``capture`` is the file, ``group`` the group columns, ``host`` the captured
+            host (or each flow's client address), ``time`` whole captures in order of time, ``flow`` single flows.
+        seed: any integer.
+        test, validation, calibration: wanted shares of the flows of each class; the rest trains.
+        rule: ``tuple``: a group is seen only if all its columns are; ``each`` (with several group columns):
+            within a class, no value of a test group's columns may occur in training, and flows of other
+            groups that share one are left out. A class for which that leaves nothing to train falls back to
+            ``tuple`` and is named in the report.
+        leave_out: groups (tuples of column values) that are the test part, nothing else; ``kind`` must be group.
+    """
+
+    kind: SplitKind = "capture"
+    seed: int = 0
+    test: float = 0.2
+    validation: float = 0.1
+    calibration: float = 0.1
+    rule: GroupRule = "tuple"
+    leave_out: tuple[tuple[str, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(SplitKind):
+            raise DataError(
+                f"split {self.kind!r} is not known; choose one of {', '.join(get_args(SplitKind))}"
+            )
+        shares = (self.test, self.validation, self.calibration)
+        if min(shares) <= 0 or sum(shares) >= 1:
+            raise DataError(
+                f"shares of test, validation and calibration are {shares}; expected a sum below 1"
+            )
+        if self.rule not in get_args(GroupRule):
+            raise DataError(f"group rule {self.rule!r} is not known; choose tuple or each")
+        if self.leave_out and self.kind != "group":
+            raise DataError(f"leave_out names groups, but the split is by {self.kind}; expected split group")
+
+
+@dataclass(frozen=True, slots=True)
+class SplitInput:
+    """What a split looks at, a row a flow.
+
+    Attributes:
+        labels: int64 (N,), 0 to C-1.
+        capture, group, host: int64 (N,), indices.
+        time_s: float64 (N,), when the flow (or its capture) was, seconds.
+        label_names: C names.
+        group_names: values of the group columns of each group.
+        group_columns: their names.
+    """
+
+    labels: NDArray[np.int64]
+    capture: NDArray[np.int64]
+    group: NDArray[np.int64]
+    host: NDArray[np.int64]
+    time_s: NDArray[np.float64]
+    label_names: Sequence[str]
+    group_names: Sequence[tuple[str, ...]]
+    group_columns: Sequence[str]
+
+
+@dataclass(slots=True)
+class Split:
+    """Where each flow is.
+
+    Attributes:
+        part: int8 (N,): 0 train, 1 validation, 2 calibration, 3 test, -1 left out.
+        options: how it was made.
+        description: one sentence for the card.
+        untested: classes that are not in the test part (too few units); they are trained all the same.
+        fallback: classes that rule ``each`` could not be applied to.
+        n_left_out: flows left out by rule ``each``.
+        n_duplicates: flows removed from each part because an earlier part holds the same model input.
+        warnings: one line each.
+    """
+
+    part: NDArray[np.int8]
+    options: SplitOptions
+    description: str
+    untested: tuple[str, ...] = ()
+    fallback: tuple[str, ...] = ()
+    n_left_out: int = 0
+    n_duplicates: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def rows(self, part: int) -> NDArray[np.intp]:
+        """The flows of one part, ascending."""
+        return np.flatnonzero(self.part == part)
+
+
+def make_split(flows: SplitInput, options: SplitOptions) -> Split:
+    """Divide flows into train, validation, calibration and test.
+
+    For ``group`` and ``host``, validation and calibration parts are whole captures of the training units:
+    few classes have units enough to hold out three times.
+
+    Raises:
+        DataError: fewer than two classes can be tested, or a part would be empty.
+    """
+    rng = np.random.default_rng(options.seed)
+    units = _units(flows, options.kind)
+    counts = _unit_class_counts(units, flows.labels, len(flows.label_names))
+    if options.leave_out:
+        test_units = _named_units(flows, options)
+    elif options.kind == "time":
+        test_units = _latest_units(counts, _unit_times(units, flows.time_s), options.test)
+    else:
+        test_units = choose_units(counts, options.test, rng)
+    part = np.where(test_units[units], TEST, TRAIN).astype(np.int8)
+    fallback: tuple[str, ...] = ()
+    if options.kind == "group" and options.rule == "each":
+        fallback = _leave_out_relatives(flows, part)
+    n_left_out = int(np.count_nonzero(part == LEFT_OUT))
+    _split_training(flows, options, part, rng)
+    split = Split(part, options, _describe(flows, options), fallback=fallback, n_left_out=n_left_out)
+    _check(flows, split)
+    return split
+
+
+def choose_units(counts: NDArray[np.int64], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Units whose flows come near ``share`` of each class, never all units of a class that has two or more.
+
+    Greedy: the class furthest from its share takes one of its units, tried among a few at random, as long as the
+    sum of squared distances over all classes falls or the class has none yet.
+
+    Args:
+        counts: int64 (G, C), flows of each class in each unit.
+        share: wanted, 0 to 1.
+        rng: decides among units.
+
+    Returns:
+        bool (G,), True where chosen.
+    """
+    n_units, n_classes = counts.shape
+    chosen = np.zeros(n_units, bool)
+    total = np.maximum(counts.sum(axis=0), 1)
+    weight = counts / total  # (G, C), what a unit adds to each class's share
+    left = (counts > 0).sum(axis=0)  # units of each class that still train
+    share_now = np.zeros(n_classes)
+    open_classes = left >= 2
+    while open_classes.any():
+        lacking = np.where(open_classes, share - share_now, -np.inf)
+        neediest = int(np.argmax(lacking + rng.uniform(0, 1e-9, n_classes)))
+        # Taking a unit must leave each of its classes something to train on.
+        may = ~chosen & (counts[:, neediest] > 0) & ~((counts > 0) & (left <= 1)).any(axis=1)
+        candidates = np.flatnonzero(may)
+        if not len(candidates):
+            open_classes[neediest] = False
+            continue
+        tried = rng.permutation(candidates)[:_CANDIDATES]
+        cost = ((share_now + weight[tried] - share) ** 2)[:, open_classes].sum(axis=1)
+        best = int(np.argmin(cost))
+        cost_now = ((share_now - share) ** 2)[open_classes].sum()
+        if cost[best] >= cost_now and share_now[neediest] > 0:
+            open_classes[neediest] = False
+            continue
+        unit = int(tried[best])
+        chosen[unit] = True
+        left -= counts[unit] > 0
+        share_now = share_now + weight[unit]
+    return chosen
+
+
+def _units(flows: SplitInput, kind: SplitKind) -> NDArray[np.int64]:
+    by_kind = {"capture": flows.capture, "time": flows.capture, "group": flows.group, "host": flows.host}
+    units = by_kind.get(kind)
+    if units is None:
+        return np.arange(len(flows.labels), dtype=np.int64)
+    return np.unique(units, return_inverse=True)[1].astype(np.int64)
+
+
+def _unit_class_counts(
+    units: NDArray[np.int64], labels: NDArray[np.int64], n_classes: int
+) -> NDArray[np.int64]:
+    n_units = int(units.max(initial=-1)) + 1
+    return np.bincount(units * n_classes + labels, minlength=n_units * n_classes).reshape(n_units, n_classes)
+
+
+def _unit_times(units: NDArray[np.int64], time_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    times = np.full(int(units.max(initial=-1)) + 1, np.inf)
+    np.minimum.at(times, units, time_s)
+    return times
+
+
+def _latest_units(counts: NDArray[np.int64], times: NDArray[np.float64], share: float) -> NDArray[np.bool_]:
+    """The latest units of each class (a unit counts for its most frequent class) up to ``share``, at least one."""
+    chosen = np.zeros(len(counts), bool)
+    main = counts.argmax(axis=1)
+    for label in range(counts.shape[1]):
+        units = np.flatnonzero((main == label) & (counts[:, label] > 0))
+        if len(units) < 2:
+            continue
+        units = units[np.argsort(times[units], kind="stable")]
+        held = np.cumsum(counts[units[::-1], label]) / counts[units, label].sum()
+        n = int(np.clip(np.searchsorted(held, share, side="right"), 1, len(units) - 1))
+        chosen[units[-n:]] = True
+    return chosen
+
+
+def _named_units(flows: SplitInput, options: SplitOptions) -> NDArray[np.bool_]:
+    """Units of the groups that ``leave_out`` names."""
+    present = np.unique(flows.group)
+    names = [flows.group_names[index] for index in present]
+    for wanted in options.leave_out:
+        if wanted not in names:
+            some = ", ".join("/".join(name) for name in names[:5])
+            raise DataError(
+                f"no flow is of group {'/'.join(wanted)!r}; the groups are {some}, ... ({len(names)})"
+            )
+    return np.array([name in options.leave_out for name in names], bool)
+
+
+def _leave_out_relatives(flows: SplitInput, part: NDArray[np.int8]) -> tuple[str, ...]:
+    """Rule ``each``: in every class, training flows that share a column value with a test flow leave.
+
+    Returns:
+        Classes where nothing would be left to train, and so nothing was done.
+    """
+    n_columns = len(flows.group_columns)
+    values = [
+        np.unique([name[column] for name in flows.group_names], return_inverse=True)[1]
+        for column in range(n_columns)
+    ]
+    fallback = []
+    for label, name in enumerate(flows.label_names):
+        train = (flows.labels == label) & (part == TRAIN)
+        test = (flows.labels == label) & (part == TEST)
+        related = np.zeros(len(part), bool)
+        for column in range(n_columns):
+            of_flow = values[column][flows.group]
+            related |= train & np.isin(of_flow, of_flow[test])
+        if related.any() and related.sum() == train.sum():
+            fallback.append(name)
+        else:
+            part[related] = LEFT_OUT
+    return tuple(fallback)
+
+
+def _split_training(
+    flows: SplitInput, options: SplitOptions, part: NDArray[np.int8], rng: np.random.Generator
+) -> None:
+    """Take validation and calibration out of the training part, by capture (or by flow where the split is)."""
+    n_classes = len(flows.label_names)
+    for side, share in ((CALIBRATION, options.calibration), (VALIDATION, options.validation)):
+        train = np.flatnonzero(part == TRAIN)
+        wanted = share / (1 - options.test - (options.calibration if side == VALIDATION else 0))
+        inner = np.arange(len(train)) if options.kind == "flow" else flows.capture[train]
+        units = np.unique(inner, return_inverse=True)[1].astype(np.int64)
+        counts = _unit_class_counts(units, flows.labels[train], n_classes)
+        if options.kind == "time":
+            chosen = _latest_units(counts, _unit_times(units, flows.time_s[train]), wanted)
+        else:
+            chosen = choose_units(counts, wanted, rng)
+        part[train[chosen[units]]] = side
+
+
+def _describe(flows: SplitInput, options: SplitOptions) -> str:
+    text = _MEANING[options.kind].format(columns=", ".join(flows.group_columns))
+    if options.leave_out:
+        text += f"; tested on {len(options.leave_out)} groups named in advance"
+    if options.kind == "group" and options.rule == "each":
+        text += "; within a class no value of these columns is on both sides"
+    if options.kind in ("group", "host"):
+        text += "; validation and calibration are whole captures of the training side"
+    return f"{text} (seed {options.seed})"
+
+
+def _check(flows: SplitInput, split: Split) -> None:
+    """Say which classes are not tested; refuse a split that measures nothing."""
+    n_classes = len(flows.label_names)
+    by_part = [np.bincount(flows.labels[split.rows(part)], minlength=n_classes) for part in range(4)]
+    present = np.bincount(flows.labels, minlength=n_classes) > 0
+    names = np.array(flows.label_names, object)
+    split.untested = tuple(names[present & (by_part[TEST] == 0)])
+    kind = split.options.kind
+    if np.count_nonzero(by_part[TEST]) < 2:
+        raise DataError(
+            f"split by {kind}: only {np.count_nonzero(by_part[TEST])} class has two {kind}s or more, so nothing can be "
+            "compared; give more captures, or choose --split flow (optimistic)"
+        )
+    if split.untested:
+        few = ", ".join(split.untested[:5]) + (", ..." if len(split.untested) > 5 else "")
+        split.warnings.append(
+            f"{len(split.untested)} classes have too few {kind}s to be tested and are only trained: {few}"
+        )
+    untrained = names[(by_part[TEST] > 0) & (by_part[TRAIN] == 0)]
+    if len(untrained):
+        split.warnings.append(
+            f"{len(untrained)} classes are tested but not trained: {', '.join(untrained[:5])}"
+        )
+    for side in (TRAIN, VALIDATION, CALIBRATION):
+        if not by_part[side].any():
+            raise DataError(
+                f"split by {kind}: the {PARTS[side]} part is empty; give more captures of each class, "
+                "or choose --split flow (optimistic)"
+            )
+    if split.fallback:
+        split.warnings.append(
+            f"rule each left nothing to train in {len(split.fallback)} classes, where only the combination is unseen: "
+            + ", ".join(split.fallback)
+        )
