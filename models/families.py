@@ -1,0 +1,84 @@
+"""The model families: what belongs together so that a name is enough to build a model. Imports no torch by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from capture.errors import UsageError
+from models.nets.netmamba_config import NetMambaConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A representation, a network, its pre-training objective and its config.
+
+    Attributes:
+        name: in checkpoints and on the command line.
+        representation: name in the registry of :mod:`capture.representations`.
+        config_type: dataclass of sizes; its fields are a checkpoint's model config.
+        build_classifier: (config, number of labels) -> network from tokens to logits.
+        build_pretrainer: (config) -> network from tokens to a loss.
+        layer_index: (parameter name, config) -> depth, for layer-wise learning-rate decay.
+        config_for: (representation settings, sizes by keyword) -> the config that fits these tokens.
+    """
+
+    name: str
+    representation: str
+    config_type: type[Any]
+    build_classifier: Callable[[Any, int], nn.Module]
+    build_pretrainer: Callable[[Any], nn.Module]
+    layer_index: Callable[[str, Any], int]
+    config_for: Callable[..., Any]
+
+
+def family(name: str) -> Family:
+    """The family of this name.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if name not in FAMILIES:
+        raise UsageError(f"unknown model family {name!r}; expected one of: {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[name]
+
+
+def _netmamba_classifier(config: NetMambaConfig, n_labels: int) -> nn.Module:
+    from models.nets.netmamba import NetMambaClassifier
+
+    return NetMambaClassifier(config, n_labels)
+
+
+def _netmamba_pretrainer(config: NetMambaConfig) -> nn.Module:
+    from models.nets.netmamba import NetMambaPretrainer
+
+    return NetMambaPretrainer(config)
+
+
+def _netmamba_layer_index(name: str, config: NetMambaConfig) -> int:
+    from models.nets.netmamba import layer_index
+
+    return layer_index(name, config)
+
+
+def _netmamba_config_for(settings: Mapping[str, Any], **sizes: Any) -> NetMambaConfig:
+    """Bytes and stride from the representation's settings; the rest are the paper's unless given."""
+    n_bytes = settings["n_packets"] * (settings["header_bytes"] + settings["payload_bytes"])
+    return NetMambaConfig(n_bytes=n_bytes, stride=settings["stride"], **sizes)
+
+
+FAMILIES: dict[str, Family] = {
+    "netmamba": Family(
+        name="netmamba",
+        representation="netmamba",
+        config_type=NetMambaConfig,
+        build_classifier=_netmamba_classifier,
+        build_pretrainer=_netmamba_pretrainer,
+        layer_index=_netmamba_layer_index,
+        config_for=_netmamba_config_for,
+    ),
+}

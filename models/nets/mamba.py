@@ -1,0 +1,182 @@
+"""The Mamba-1 mixer and block, with parameter names and shapes of mamba_ssm's ``Mamba``.
+
+Source: Mamba (arXiv 2312.00752), section 3.4 and figure 3. Dimensions, with the paper's letters: batch B, tokens L,
+``d_model`` D, ``d_inner`` E = expand * D, ``d_state`` N, ``dt_rank`` R (rank of the projection of dt), ``d_conv`` K taps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.nets.causal_conv import causal_conv_silu
+from models.nets.scan import selective_scan
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+"""Range of softplus(dt bias) at the start, log-uniform, and its floor (section 3.6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MixerState:
+    """Everything a mixer remembers of the tokens so far; its size does not grow with them.
+
+    Attributes:
+        conv: float (B, K-1, E), the last inputs of the convolution, oldest first.
+        scan: float32 (B, E, N), the state of the scan.
+    """
+
+    conv: Tensor
+    scan: Tensor
+
+
+class MambaMixer(nn.Module):
+    """Projection, causal convolution, selective scan, gate, projection.
+
+    Args:
+        d_model: D.
+        d_state: N.
+        d_conv: K.
+        expand: E / D.
+        dt_rank: R; ``auto`` is ceil(D / 16).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+    ) -> None:
+        super().__init__()
+        self.d_inner = expand * d_model
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self.A_log = nn.Parameter(
+            torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(self.d_inner, 1)
+        )
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self._init_dt()
+
+    def _init_dt(self) -> None:
+        """softplus(bias) log-uniform in [DT_MIN, DT_MAX]; the weight keeps the variance of its input."""
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        spread = math.log(DT_MAX) - math.log(DT_MIN)
+        dt = torch.exp(torch.rand(self.d_inner) * spread + math.log(DT_MIN)).clamp(min=DT_FLOOR)
+        with torch.no_grad():
+            # The inverse of softplus.
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+    def _dt_B_C(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """dt before bias and softplus (..., E), B and C (..., N): what makes the scan selective."""
+        low_rank, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return functional.linear(low_rank, self.dt_proj.weight), B, C
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Mix along the tokens; token t sees tokens 0 .. t.
+
+        Args:
+            tokens: float (B, L, D).
+
+        Returns:
+            float (B, L, D).
+        """
+        x, z = self.in_proj(tokens).split(self.d_inner, dim=-1)
+        u = causal_conv_silu(x, self.conv1d.weight, self._conv_bias())
+        dt, B, C = self._dt_B_C(u)
+        y = selective_scan(
+            u, dt, -torch.exp(self.A_log.float()), B, C, self.D.float(), z, self.dt_proj.bias.float()
+        )
+        out: Tensor = self.out_proj(y)
+        return out
+
+    def _conv_bias(self) -> Tensor:
+        assert self.conv1d.bias is not None  # it is made with one
+        return self.conv1d.bias
+
+    def initial_state(self, n_flows: int) -> MixerState:
+        """The state before the first token of ``n_flows`` flows: zeros."""
+        weight = self.in_proj.weight
+        return MixerState(
+            conv=weight.new_zeros(n_flows, self.d_conv - 1, self.d_inner),
+            scan=weight.new_zeros(n_flows, self.d_inner, self.d_state),
+        )
+
+    def step(self, state: MixerState, token: Tensor) -> tuple[MixerState, Tensor]:
+        """One token on: the same numbers as :meth:`forward`, one token at a time.
+
+        Args:
+            state: of the tokens before.
+            token: float (B, D).
+
+        Returns:
+            The state after the token, and float (B, D).
+        """
+        x, z = self.in_proj(token).split(self.d_inner, dim=-1)
+        window = torch.cat([state.conv, x[:, None]], dim=1)
+        taps = self.conv1d.weight[:, 0].t()
+        u = functional.silu((window * taps).sum(1) + self._conv_bias())
+        dt, B, C = self._dt_B_C(u)
+        dt = functional.softplus(dt + self.dt_proj.bias)
+        decay = torch.exp(dt[..., None] * -torch.exp(self.A_log.float()))
+        h = decay * state.scan + (dt * u)[..., None] * B[:, None, :]
+        y = ((h * C[:, None, :]).sum(-1) + self.D * u) * functional.silu(z)
+        return MixerState(window[:, 1:], h), self.out_proj(y)
+
+
+class MambaBlock(nn.Module):
+    """x + drop_path(mixer(norm(x))), the residual in float32.
+
+    Args:
+        d_model: D.
+        d_state: N.
+        d_conv: K.
+        expand: E / D.
+        drop_path: probability, per flow, that training skips the mixer (stochastic depth, arXiv 1603.09382).
+    """
+
+    def __init__(
+        self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(d_model, eps=1e-5)
+        self.mixer = MambaMixer(d_model, d_state, d_conv, expand)
+        self.drop_path = drop_path
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """One layer; float32 (B, L, D) to the same."""
+        return residual + self._drop(self.mixer(self.norm(residual)).float())
+
+    def _drop(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return x
+        keep = 1.0 - self.drop_path
+        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+
+    def initial_state(self, n_flows: int) -> MixerState:
+        """The state before the first token of ``n_flows`` flows."""
+        return self.mixer.initial_state(n_flows)
+
+    def step(self, state: MixerState, token: Tensor) -> tuple[MixerState, Tensor]:
+        """One token on, without drop path; ``token`` float32 (B, D). See :meth:`MambaMixer.step`."""
+        state, mixed = self.mixer.step(state, self.norm(token))
+        return state, token + mixed.float()
+
+
+def rescale_residual_projections(blocks: nn.ModuleList) -> None:
+    """Divide each ``out_proj`` by sqrt(number of blocks), so that the sum over depth starts with unit variance."""
+    with torch.no_grad():
+        for block in blocks:
+            assert isinstance(block, MambaBlock)
+            block.mixer.out_proj.weight /= math.sqrt(len(blocks))

@@ -1,0 +1,215 @@
+"""NetMamba (arXiv 2405.11449): the classifier and the masked autoencoder it is pre-trained as.
+
+Parameter names and shapes are those of the published checkpoint, so its weights load.
+
+Dimensions: flows F, bytes of a flow ``n_bytes``, stride S bytes, strides n = n_bytes / S, width D.
+A sequence is the n strides in packet order and then the class token: the scan is causal, so only the last token has
+seen everything.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.nets.mamba import MambaBlock, rescale_residual_projections
+from models.nets.netmamba_config import NetMambaConfig
+
+__all__ = ["NetMambaClassifier", "NetMambaConfig", "NetMambaPretrainer", "layer_index", "random_masking"]
+
+
+class StrideEmbedding(nn.Module):
+    """A linear map of the S scaled bytes of each stride; kept as the convolution of the published checkpoint."""
+
+    def __init__(self, stride: int, d_model: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv1d(1, d_model, kernel_size=stride, stride=stride)
+
+    def forward(self, strides: Tensor) -> Tensor:
+        """float32 (F, n, S) to (F, n, D)."""
+        # The windows do not overlap, so the convolution is one matrix product.
+        return functional.linear(strides, self.proj.weight[:, 0], self.proj.bias)
+
+
+class _Encoder(nn.Module):
+    """What classifier and autoencoder share: embedding, positions, class token, blocks, final norm."""
+
+    def __init__(self, config: NetMambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = StrideEmbedding(config.stride, config.d_model)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.d_model))
+        # The last position is the class token's.
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.n_strides + 1, config.d_model))
+        rates = torch.linspace(0.0, config.drop_path, config.n_layers).tolist()
+        if config.n_layers == 1:
+            rates = [config.drop_path]
+        self.blocks = nn.ModuleList(
+            MambaBlock(config.d_model, config.d_state, config.d_conv, config.expand, rate) for rate in rates
+        )
+        self.norm_f = nn.RMSNorm(config.d_model, eps=1e-5)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        rescale_residual_projections(self.blocks)
+
+    def scaled_strides(self, flow_bytes: Tensor) -> Tensor:
+        """uint8 (F, n_bytes) to float32 (F, n, S) in [-1, 1]; the padding byte 0 becomes -1.
+
+        Raises:
+            ValueError: if dtype or shape is another.
+        """
+        if (
+            flow_bytes.dtype != torch.uint8
+            or flow_bytes.dim() != 2
+            or flow_bytes.shape[1] != self.config.n_bytes
+        ):
+            raise ValueError(
+                f"got {flow_bytes.dtype} of shape {tuple(flow_bytes.shape)}, "
+                f"expected torch.uint8 of shape (flows, {self.config.n_bytes})"
+            )
+        scaled = (flow_bytes.float() / 255 - 0.5) / 0.5
+        return scaled.view(-1, self.config.n_strides, self.config.stride)
+
+    def embedded(self, strides: Tensor) -> Tensor:
+        """Embeddings with positions, without the class token: float32 (F, n, S) to (F, n, D)."""
+        embedded: Tensor = self.patch_embed(strides).float() + self.pos_embed[:, :-1]
+        return embedded
+
+    def encode(self, embedded: Tensor) -> Tensor:
+        """Append the class token and run the blocks: float32 (F, k, D) to (F, k + 1, D), normalised."""
+        class_token = self.cls_token + self.pos_embed[:, -1:]
+        x = torch.cat([embedded, class_token.expand(len(embedded), -1, -1)], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        normed: Tensor = self.norm_f(x)
+        return normed
+
+
+class NetMambaClassifier(_Encoder):
+    """Encoder and a linear head on the class token.
+
+    Args:
+        config: sizes.
+        n_labels: C, classes.
+    """
+
+    def __init__(self, config: NetMambaConfig, n_labels: int) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(config.d_model, n_labels)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def features(self, flow_bytes: Tensor) -> Tensor:
+        """The class token's output: uint8 (F, n_bytes) to float32 (F, D)."""
+        return self.encode(self.embedded(self.scaled_strides(flow_bytes)))[:, -1]
+
+    def forward(self, flow_bytes: Tensor) -> Tensor:
+        """Logits: uint8 (F, n_bytes) to float32 (F, C)."""
+        features = functional.dropout(self.features(flow_bytes), self.config.head_dropout, self.training)
+        logits: Tensor = self.head(features)
+        return logits.float()
+
+
+class NetMambaPretrainer(_Encoder):
+    """The masked autoencoder: hide most strides, encode the rest, predict the hidden bytes.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: NetMambaConfig) -> None:
+        super().__init__(config)
+        width = config.decoder_d_model
+        self.decoder_embed = nn.Linear(config.d_model, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, config.n_strides + 1, width))
+        self.decoder_blocks = nn.ModuleList(
+            MambaBlock(width, config.d_state, config.d_conv, config.expand)
+            for _ in range(config.decoder_layers)
+        )
+        self.decoder_norm_f = nn.RMSNorm(width, eps=1e-5)
+        self.decoder_pred = nn.Linear(width, config.stride)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        nn.init.trunc_normal_(self.decoder_pos_embed, std=0.02)
+        nn.init.zeros_(self.decoder_embed.bias)
+        nn.init.zeros_(self.decoder_pred.bias)
+        rescale_residual_projections(self.decoder_blocks)
+
+    def forward(
+        self, flow_bytes: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask, encode, decode, compare.
+
+        Args:
+            flow_bytes: uint8 (F, n_bytes).
+            generator: source of the masks; torch's own if None.
+
+        Returns:
+            The loss, mean squared error of the scaled bytes of the hidden strides, float32 ();
+            the prediction of every stride, float32 (F, n, S); the mask, float32 (F, n), 1 = hidden.
+        """
+        strides = self.scaled_strides(flow_bytes)
+        kept, mask = random_masking(
+            len(strides), self.config.n_strides, self.config.n_kept, generator, strides.device
+        )
+        embedded = self.embedded(strides)
+        # The encoder reads the kept strides in the shuffled order; only their positions tell where they were.
+        shown = embedded.gather(1, kept[..., None].expand(-1, -1, embedded.shape[2]))
+        predicted = self.decode(self.encode(shown), kept)
+        error = (predicted - strides).square().mean(-1)
+        return (error * mask).sum() / mask.sum(), predicted, mask
+
+    def decode(self, encoded: Tensor, kept: Tensor) -> Tensor:
+        """Every stride predicted from the encoder's output.
+
+        Args:
+            encoded: float32 (F, k + 1, D), the class token last.
+            kept: int64 (F, k), the index of each encoded stride in its flow.
+
+        Returns:
+            float32 (F, n, S).
+        """
+        x = self.decoder_embed(encoded).float()
+        hidden = self.mask_token.expand(len(x), self.config.n_strides, -1)
+        places = kept[..., None].expand(-1, -1, x.shape[2])
+        x = torch.cat([hidden.scatter(1, places, x[:, :-1]), x[:, -1:]], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x)
+        predicted: Tensor = self.decoder_pred(self.decoder_norm_f(x[:, :-1]))
+        return predicted.float()
+
+
+def random_masking(
+    n_flows: int, n_strides: int, n_kept: int, generator: torch.Generator | None, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Choose ``n_kept`` strides of each flow, in random order.
+
+    Returns:
+        ``kept`` int64 (F, n_kept), indices in the order in which the encoder reads them, and
+        ``mask`` float32 (F, n_strides): 1 = hidden, to be predicted; 0 = kept, shown to the encoder.
+    """
+    # Drawn where the generator lives, so that a CPU generator gives the same masks on every device.
+    source = generator.device if generator is not None else device
+    noise = torch.rand(n_flows, n_strides, generator=generator, device=source).to(device)
+    kept = noise.argsort(dim=1)[:, :n_kept]
+    mask = torch.ones(n_flows, n_strides, device=device).scatter_(1, kept, 0.0)
+    return kept, mask
+
+
+def layer_index(name: str, config: NetMambaConfig) -> int:
+    """Depth of a parameter, for layer-wise learning-rate decay.
+
+    Args:
+        name: in the state dict.
+        config: sizes.
+
+    Returns:
+        0 for the embeddings, i + 1 for block i, ``n_layers`` + 1 for what comes after the blocks.
+    """
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    if name in ("cls_token", "pos_embed") or name.startswith("patch_embed."):
+        return 0
+    return config.n_layers + 1
