@@ -20,6 +20,9 @@ HOP_BY_HOP, ROUTING, FRAGMENT, AH, DESTINATION = 0, 43, 44, 51, 60
 OPTION_HOME_ADDRESS = 201
 TCP_SACK, TCP_TIMESTAMP, TCP_MPTCP, TCP_FAST_OPEN = 5, 8, 30, 34
 
+# Set in the first header byte of packets to the client: no IP version has it, so it collides with nothing.
+TO_CLIENT_BIT = 0x80
+
 # VXLAN (two), Geneve, GTP-U, Teredo, L2TP, MPLS and GRE in UDP.
 TUNNEL_PORTS = (4789, 8472, 6081, 2152, 3544, 1701, 6635, 4754)
 
@@ -175,6 +178,7 @@ def tokens_with_policy(
     n_packets: int,
     header_bytes: int,
     hidden: int,
+    mark_direction: bool,
     out: NDArray[np.uint8],
 ) -> None:
     """Copy the first packets' bytes of each flow and hide what the policy names.
@@ -186,6 +190,7 @@ def tokens_with_policy(
         n_packets: packets of each flow to copy, <= M.
         header_bytes: H.
         hidden: ``FieldPolicy.bits()``.
+        mark_direction: set ``TO_CLIENT_BIT`` in the first byte of packets to the client.
         out: uint8 (F, n_packets * (H + P)), zeros; written.
     """
     width = data.shape[2]
@@ -211,3 +216,5 @@ def tokens_with_policy(
             ):
                 for i in range(header_bytes, width):
                     row[i] = 0
+            if mark_direction and header_bytes > 0 and packet["direction"] == 1:
+                row[0] = row[0] | np.uint8(TO_CLIENT_BIT)

@@ -36,6 +36,8 @@ class NetMambaRepresentation:
         payload_bytes: shown of each; 0 is the paper's header-only setting (100 strides).
         stride: bytes of one token. Must divide ``header_bytes + payload_bytes``, so that no stride mixes packets.
         field_policy: a name, or the groups to hide; see :mod:`capture.field_policy`.
+        mark_direction: set the top bit of the first header byte of packets to the client. Where addresses and ports
+            are hidden nothing else tells the two directions of a bidirectional flow apart. Not in the paper.
     """
 
     name: Final = "netmamba"
@@ -48,6 +50,7 @@ class NetMambaRepresentation:
         payload_bytes: int = 240,
         stride: int = 4,
         field_policy: str | Iterable[str] = "leak_free",
+        mark_direction: bool = False,
     ) -> None:
         for setting, value, least in (
             ("n_packets", n_packets, 1),
@@ -67,6 +70,9 @@ class NetMambaRepresentation:
         self.payload_bytes = payload_bytes
         self.stride = stride
         self.field_policy = FieldPolicy.parse(field_policy)
+        if type(mark_direction) is not bool:
+            raise TokenizeError(f"mark_direction is {mark_direction!r}, expected true or false")
+        self.mark_direction = mark_direction
 
     @property
     def keep(self) -> KeepSpec:
@@ -86,6 +92,7 @@ class NetMambaRepresentation:
             "payload_bytes": self.payload_bytes,
             "stride": self.stride,
             "field_policy": self.field_policy.setting(),
+            "mark_direction": self.mark_direction,
         }
 
     def tokenize(self, flows: FlowBatch) -> TokenBatch:
@@ -116,6 +123,7 @@ class NetMambaRepresentation:
             self.n_packets,
             self.header_bytes,
             self.field_policy.bits(),
+            self.mark_direction,
             out,
         )
         used = np.minimum(flows.records["n_kept"], self.n_packets).astype(np.uint16)

@@ -68,7 +68,9 @@ def assert_equal_to_twin(seed: int, n: int, header_bytes: int, payload_bytes: in
     data, flows, packets = random_rows(seed, n, header_bytes, payload_bytes)
     out = np.zeros((n, header_bytes + payload_bytes), np.uint8)
     before = data.copy()
-    kernel.tokens_with_policy(data, flows, packets, 1, header_bytes, FieldPolicy.parse(hidden).bits(), out)
+    kernel.tokens_with_policy(
+        data, flows, packets, 1, header_bytes, FieldPolicy.parse(hidden).bits(), False, out
+    )
     for i in range(n):
         raw = data[i, 0].tobytes()
         expected = hide(
