@@ -1,0 +1,1 @@
+"""Networks: the selective scan, the Mamba block, and the model families made of them."""

@@ -29,7 +29,7 @@ def causal_conv_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         float (B, L, E), dtype of ``x``.
     """
     if x.device.type == "cpu" and x.dtype != torch.float64 and x.numel() > 0:
-        y: Tensor = _CpuConv.apply(x.float(), weight.float(), bias.float())
+        y: Tensor = _CpuConv.apply(x.float(), weight.float(), bias.float())  # type: ignore[no-untyped-call]
         return y.to(x.dtype)
     n_taps = weight.shape[-1]
     padded = functional.pad(x.transpose(1, 2), (n_taps - 1, 0))

@@ -25,21 +25,21 @@ _ROW: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy", "nogil": True,
 
 @njit(**_ROW)
 def start(row: F32, bias: F32) -> None:
-    """row = bias; (E,)."""
+    """Set row = bias; (E,)."""
     for j in range(row.shape[0]):
         row[j] = bias[j]
 
 
 @njit(**_ROW)
 def add_tap(row: F32, x: F32, weight: F32) -> None:
-    """row += x * weight; (E,)."""
+    """Add x * weight to row; (E,)."""
     for j in range(row.shape[0]):
         row[j] += x[j] * weight[j]
 
 
 @njit(**_ROW)
 def silu_row(row: F32) -> None:
-    """row = silu(row), in place; (E,)."""
+    """Apply SiLU in place; (E,)."""
     for j in range(row.shape[0]):
         row[j] = row[j] * sigmoid(row[j])
 

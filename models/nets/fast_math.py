@@ -23,49 +23,49 @@ FAST_SUM: set[str] = FAST | {"reassoc"}
 LOG2_E = 1.4426950408889634
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def _bits_of(typing_context: Any, x: Any) -> Any:
+@intrinsic
+def _bits_of(_typing: Any, _x: Any) -> Any:
     """The bits of a float32 as int32."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(types.int32))
 
     return types.int32(types.float32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def _from_bits(typing_context: Any, x: Any) -> Any:
+@intrinsic
+def _from_bits(_typing: Any, _x: Any) -> Any:
     """The float32 that has these bits."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(types.float32))
 
     return types.float32(types.int32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def _round(typing_context: Any, x: Any) -> Any:
+@intrinsic
+def _round(_typing: Any, _x: Any) -> Any:
     """The nearest whole number. An instruction; adding a magic constant would not survive reassociation."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         rint = builder.module.declare_intrinsic("llvm.rint", [args[0].type])
         return builder.call(rint, args)
 
     return types.float32(types.float32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def _to_int(typing_context: Any, x: Any) -> Any:
+@intrinsic
+def _to_int(_typing: Any, _x: Any) -> Any:
     """A float32 cut to int32; the caller keeps it in range."""
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.fptosi(args[0], context.get_value_type(types.int32))
 
     return types.int32(types.float32), codegen
 
 
 @njit(inline="always", fastmath=FAST)
-def exp2_of_negative(t: float) -> float:
+def exp2_of_negative(t: Any) -> Any:
     """2**t for t <= 0, float32. Relative error 9.2e-8; below -126 it stays at 2**-126; exactly 1 at t = 0.
 
     The constant term is exactly 1 because a decay of 1 must still be 1 after 400 steps.
@@ -83,7 +83,7 @@ def exp2_of_negative(t: float) -> float:
 
 
 @njit(inline="always", fastmath=FAST)
-def softplus(x: float) -> float:
+def softplus(x: Any) -> Any:
     """log(1 + exp(x)), float32. Relative error below 3e-7 for every x, the small results included."""
     e = exp2_of_negative(-abs(x) * float32(LOG2_E))
     # log1p(e) = e * q(e) on [0, 1]; q fitted to 3.0e-8.
@@ -99,7 +99,7 @@ def softplus(x: float) -> float:
 
 
 @njit(inline="always", fastmath=FAST)
-def sigmoid(x: float) -> float:
+def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x)), float32."""
     e = exp2_of_negative(-abs(x) * float32(LOG2_E))
     return (float32(1.0) if x >= float32(0.0) else e) / (float32(1.0) + e)

@@ -1,7 +1,7 @@
 """The Mamba-1 mixer and block, with parameter names and shapes of mamba_ssm's ``Mamba``.
 
 Source: Mamba (arXiv 2312.00752), section 3.4 and figure 3. Dimensions, with the paper's letters: batch B, tokens L,
-``d_model`` D, ``d_inner`` E = expand * D, ``d_state`` N, ``dt_rank`` R (rank of the projection of dt), ``d_conv`` K taps.
+``d_model`` D, ``d_inner`` E = expand * D, ``d_state`` N, ``dt_rank`` R (rank of dt's projection), ``d_conv`` K taps.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class MambaMixer(nn.Module):
             # The inverse of softplus.
             self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
 
-    def _dt_B_C(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """dt before bias and softplus (..., E), B and C (..., N): what makes the scan selective."""
+    def _selection(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What makes the scan selective: dt before bias and softplus (..., E), B and C (..., N)."""
         low_rank, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         return functional.linear(low_rank, self.dt_proj.weight), B, C
 
@@ -94,7 +94,7 @@ class MambaMixer(nn.Module):
         """
         x, z = self.in_proj(tokens).split(self.d_inner, dim=-1)
         u = causal_conv_silu(x, self.conv1d.weight, self._conv_bias())
-        dt, B, C = self._dt_B_C(u)
+        dt, B, C = self._selection(u)
         y = selective_scan(
             u, dt, -torch.exp(self.A_log.float()), B, C, self.D.float(), z, self.dt_proj.bias.float()
         )
@@ -127,7 +127,7 @@ class MambaMixer(nn.Module):
         window = torch.cat([state.conv, x[:, None]], dim=1)
         taps = self.conv1d.weight[:, 0].t()
         u = functional.silu((window * taps).sum(1) + self._conv_bias())
-        dt, B, C = self._dt_B_C(u)
+        dt, B, C = self._selection(u)
         dt = functional.softplus(dt + self.dt_proj.bias)
         decay = torch.exp(dt[..., None] * -torch.exp(self.A_log.float()))
         h = decay * state.scan + (dt * u)[..., None] * B[:, None, :]

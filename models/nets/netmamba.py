@@ -25,6 +25,8 @@ class StrideEmbedding(nn.Module):
     def __init__(self, stride: int, d_model: int) -> None:
         super().__init__()
         self.proj = nn.Conv1d(1, d_model, kernel_size=stride, stride=stride)
+        assert self.proj.bias is not None  # it is made with one
+        nn.init.zeros_(self.proj.bias)
 
     def forward(self, strides: Tensor) -> Tensor:
         """float32 (F, n, S) to (F, n, D)."""
@@ -51,7 +53,6 @@ class _Encoder(nn.Module):
         self.norm_f = nn.RMSNorm(config.d_model, eps=1e-5)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.zeros_(self.patch_embed.proj.bias)
         rescale_residual_projections(self.blocks)
 
     def scaled_strides(self, flow_bytes: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def selective_scan(
         if not _kernels_cover(u, A):
             return _scan_reference(u, dt, A, B, C, D, z, dt_bias)
         tensors = [x.float() for x in (u, dt, A, B, C, D, z, dt_bias)]
-        y: Tensor = _CpuScan.apply(*tensors)
+        y: Tensor = _CpuScan.apply(*tensors)  # type: ignore[no-untyped-call]
         return y.to(u.dtype)
     if name == "mamba_ssm":
         return _scan_mamba_ssm(u, dt, A, B, C, D, z, dt_bias)
@@ -195,6 +195,7 @@ class _CpuScan(torch.autograd.Function):
         dt_bias: Tensor,
     ) -> Tensor:
         from models.nets import scan_kernels as kernels
+        from models.nets.fast_math import LOG2_E
 
         u, dt, B, C, D, dt_bias = (x.contiguous() for x in (u, dt, B, C, D, dt_bias))
         rows_of_A = A.detach().t().contiguous()
@@ -203,7 +204,7 @@ class _CpuScan(torch.autograd.Function):
         checkpoints = torch.empty(n_flows, n_chunks, A.shape[1], width)
         y = torch.empty_like(u)
         z_flat, z_layout = flat_rows(z)
-        scaled_A = (rows_of_A * kernels.LOG2_E).numpy()
+        scaled_A = (rows_of_A * LOG2_E).numpy()
         arrays = [x.detach().numpy() for x in (u, dt, B, C, D, dt_bias, y, checkpoints)]
         u_, dt_, B_, C_, D_, bias_, y_, kept = arrays
 
@@ -229,17 +230,17 @@ class _CpuScan(torch.autograd.Function):
         gA = torch.zeros(n_tasks, *rows_of_A.shape)
         gD, gbias = torch.zeros(n_tasks, D.shape[0]), torch.zeros(n_tasks, D.shape[0])
         z_flat, z_layout = flat_rows(z)
-        inputs = [x.detach().numpy() for x in (gy, u, dt, rows_of_A, B, C, D)]
-        bias_, kept = dt_bias.detach().numpy(), checkpoints.numpy()
-        wide = [x.numpy() for x in (gu, gdt, gB, gC, gz)]
-        sums = [x.numpy() for x in (gA, gD, gbias)]
+        gy_, u_, dt_, A_, B_, C_, D_, bias_ = (
+            x.detach().numpy() for x in (gy, u, dt, rows_of_A, B, C, D, dt_bias)
+        )
+        gu_, gdt_, gB_, gC_, gz_ = (x.numpy() for x in (gu, gdt, gB, gC, gz))
+        gA_, gD_, gbias_, kept = (x.numpy() for x in (gA, gD, gbias, checkpoints))
 
         def work(first: int, last: int) -> None:
             task = first // FLOWS_PER_TASK
-            kernels.scan_backward(
-                *inputs, z_flat, z_layout, bias_, kept, wide[0], wide[1], sums[0][task], wide[2], wide[3], sums[1][task],
-                wide[4], sums[2][task], first, last,
-            )  # fmt: skip
+            inputs = (gy_, u_, dt_, A_, B_, C_, D_, z_flat, z_layout, bias_, kept)
+            outputs = (gu_, gdt_, gA_[task], gB_, gC_, gD_[task], gz_, gbias_[task])
+            kernels.scan_backward(*inputs, *outputs, first, last)
 
         for_ranges(work, u.shape[0], FLOWS_PER_TASK)
         return gu, gdt, gA.sum(0).t(), gB, gC, gD.sum(0), gz, gbias.sum(0)

@@ -84,7 +84,7 @@ def advance_4_states(h: F32, A2: F32, dt: F32, dtu: F32, s: F32, B: F32, C: F32,
 
 @njit(**_ROW)
 def gate(s: F32, z: F32, y: F32) -> None:
-    """y = s * silu(z); all (E,)."""
+    """Write y = s * silu(z); all (E,)."""
     for j in range(s.shape[0]):
         y[j] = s[j] * z[j] * sigmoid(z[j])
 

@@ -1,6 +1,6 @@
 """A plain thread pool for the compiled kernels: ranges of flows, one thread each, no numba threading layer.
 
-The kernels release the GIL, so threads are enough, and they do not meet torch's OpenMP threads: torch waits while they run.
+The kernels release the GIL, so threads are enough, and they do not meet torch's OpenMP threads: those wait meanwhile.
 """
 
 from __future__ import annotations
