@@ -1,0 +1,163 @@
+"""The models that a new one has to beat, on the same split and the same test flows.
+
+Majority class, ports only, packet sizes only, and header fields with sizes and times, by LightGBM and by
+a random forest. Both libraries are optional (``netcls[train]``); a row that cannot be made says why.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netcls.evaluation.features import header_features, port_features, size_features
+
+DEFAULT_PACKETS: Final = 20
+
+# Few, shallow trees with a high rate: 44 classes make 44 trees a round. Early stopping takes what is not needed.
+_BOOSTING: Final = {
+    "objective": "multiclass",
+    "learning_rate": 0.15,
+    "num_leaves": 15,
+    "min_data_in_leaf": 5,
+    "feature_fraction": 0.5,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 1,
+    "max_bin": 63,
+    "force_row_wise": True,
+    "deterministic": True,
+    "verbosity": -1,
+}
+_MAX_ROUNDS: Final = 80
+_PATIENCE_ROUNDS: Final = 5
+_TREES: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineInput:
+    """Flows of the three parts that a baseline touches.
+
+    Attributes:
+        records: ``FLOW_DTYPE`` (N,), packets: ``PACKET_DTYPE`` (N, K), labels: int64 (N,), of all flows.
+        train, validation, test: row numbers.
+        n_labels: C.
+        model_packets: packets that the model sees; a LightGBM that sees no more gets a row of its own.
+    """
+
+    records: NDArray[Any]
+    packets: NDArray[Any]
+    labels: NDArray[np.int64]
+    train: NDArray[np.intp]
+    validation: NDArray[np.intp]
+    test: NDArray[np.intp]
+    n_labels: int
+    model_packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineAnswer:
+    """Answers of one baseline.
+
+    Attributes:
+        name: short, stable; for tables.
+        sees: what it is given, in words.
+        predicted: int64 (test flows,), or None where it could not be trained.
+        skipped: why not; empty where it was.
+    """
+
+    name: str
+    sees: str
+    predicted: NDArray[np.int64] | None
+    skipped: str = ""
+
+
+def run_baselines(
+    data: BaselineInput, *, seed: int = 0, threads: int = 2, on_progress: Callable[[str], None] | None = None
+) -> list[BaselineAnswer]:
+    """Train every baseline on the train part and answer the test part.
+
+    The validation part only stops the boosting. Features are made from the packets, so each baseline's view
+    ends after ``DEFAULT_PACKETS`` packets or the ``K`` that were kept.
+
+    Args:
+        data: flows and parts.
+        seed: of the trees.
+        threads: of the trees.
+        on_progress: called with the name of each baseline before it starts.
+    """
+    tell = on_progress or (lambda _: None)
+    n_packets = min(DEFAULT_PACKETS, data.packets.shape[1])
+    tell("majority")
+    counts = np.bincount(data.labels[data.train], minlength=data.n_labels)
+    majority = np.full(len(data.test), int(counts.argmax()), np.int64)
+    answers = [BaselineAnswer("majority", "the most frequent class of the training part", majority)]
+    header, _ = header_features(data.records, data.packets, n_packets)
+    views = [
+        ("ports", "protocol and ports only", port_features(data.records)[0]),
+        (
+            "sizes",
+            f"signed sizes of the first {n_packets} packets",
+            size_features(data.records, data.packets, n_packets)[0],
+        ),
+        ("lightgbm", f"header fields, sizes and times of the first {n_packets} packets", header),
+    ]
+    if 0 < data.model_packets < n_packets:
+        few, _ = header_features(data.records, data.packets, data.model_packets)
+        sees = f"the same of the first {data.model_packets} packets, as many as the model"
+        views.append((f"lightgbm_{data.model_packets}_packets", sees, few))
+    for name, sees, features in views:
+        tell(name)
+        answers.append(_boosted(name, sees, features, data, seed, threads))
+    tell("random_forest")
+    answers.append(_forest("random_forest", views[2][1], header, data, seed, threads))
+    return answers
+
+
+def _boosted(
+    name: str, sees: str, features: NDArray[np.float32], data: BaselineInput, seed: int, threads: int
+) -> BaselineAnswer:
+    """Gradient-boosted trees (LightGBM, Ke et al. 2017), stopped early on the validation part."""
+    try:
+        import lightgbm
+    except ImportError:
+        return BaselineAnswer(name, sees, None, "lightgbm is not installed; pip install 'netcls[train]'")
+    # LightGBM wants labels 0 to n-1 that all occur.
+    present, train_labels = np.unique(data.labels[data.train], return_inverse=True)
+    known = np.isin(data.labels[data.validation], present)
+    validation = data.validation[known]
+    settings = _BOOSTING | {"num_class": len(present), "seed": seed, "num_threads": threads}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        train_set = lightgbm.Dataset(features[data.train], train_labels, free_raw_data=True)
+        held_out = lightgbm.Dataset(
+            features[validation], np.searchsorted(present, data.labels[validation]), reference=train_set
+        )
+        booster = lightgbm.train(
+            settings,
+            train_set,
+            _MAX_ROUNDS,
+            valid_sets=[held_out] if len(validation) else None,
+            callbacks=[lightgbm.early_stopping(_PATIENCE_ROUNDS, verbose=False)] if len(validation) else None,
+        )
+        chances = booster.predict(features[data.test], num_threads=threads)
+    return BaselineAnswer(name, sees, present[np.asarray(chances).argmax(axis=1)].astype(np.int64))
+
+
+def _forest(
+    name: str, sees: str, features: NDArray[np.float32], data: BaselineInput, seed: int, threads: int
+) -> BaselineAnswer:
+    """A random forest (Breiman 2001); a missing packet is the value -1e6, outside all real ones."""
+    try:
+        from sklearn.ensemble import RandomForestClassifier
+    except ImportError:
+        return BaselineAnswer(name, sees, None, "scikit-learn is not installed; pip install 'netcls[train]'")
+    filled = np.nan_to_num(features, nan=-1e6)
+    forest = RandomForestClassifier(
+        _TREES, min_samples_leaf=1, class_weight="balanced_subsample", random_state=seed, n_jobs=threads
+    )
+    forest.fit(filled[data.train], data.labels[data.train])
+    return BaselineAnswer(name, sees, forest.predict(filled[data.test]).astype(np.int64))
