@@ -25,7 +25,7 @@ LINK_IPV6: Final = 229
 LINK_LINUX_SLL2: Final = 276
 
 # Bits of `DecodedBlock.flags`.
-PACKET_TRUNCATED: Final = 1  # captured_len < wire_len
+PACKET_TRUNCATED: Final = 1  # captured_len < wire_len, or the IP length says more than the frame holds
 PACKET_FRAGMENT: Final = 2  # first fragment of a fragmented datagram
 
 
