@@ -135,7 +135,7 @@ class Split:
 def make_split(flows: SplitInput, options: SplitOptions) -> Split:
     """Divide flows into train, validation, calibration and test.
 
-    For ``group`` and ``host``, validation and calibration parts are whole captures of the training units:
+    Validation and calibration parts are whole captures of the training side, also for ``group`` and ``host``:
     few classes have units enough to hold out three times.
 
     Raises:
@@ -143,11 +143,14 @@ def make_split(flows: SplitInput, options: SplitOptions) -> Split:
     """
     rng = np.random.default_rng(options.seed)
     units = _units(flows, options.kind)
-    counts = _unit_class_counts(units, flows.labels, len(flows.label_names))
+    # One row a unit; for single flows it would be one a flow, and is not needed.
+    counts = _unit_class_counts(units * (options.kind != "flow"), flows.labels, len(flows.label_names))
     if options.leave_out:
         test_units = _named_units(flows, options)
     elif options.kind == "time":
         test_units = _latest_units(counts, _unit_times(units, flows.time_s), options.test)
+    elif options.kind == "flow":
+        test_units = _choose_flows(flows.labels, options.test, rng)
     else:
         test_units = choose_units(counts, options.test, rng)
     part = np.where(test_units[units], TEST, TRAIN).astype(np.int8)
@@ -155,8 +158,15 @@ def make_split(flows: SplitInput, options: SplitOptions) -> Split:
     if options.kind == "group" and options.rule == "each":
         fallback = _leave_out_relatives(flows, part)
     n_left_out = int(np.count_nonzero(part == LEFT_OUT))
-    _split_training(flows, options, part, rng)
-    split = Split(part, options, _describe(flows, options), fallback=fallback, n_left_out=n_left_out)
+    warnings = _split_training(flows, options, part, rng)
+    split = Split(
+        part,
+        options,
+        _describe(flows, options),
+        fallback=fallback,
+        n_left_out=n_left_out,
+        warnings=warnings,
+    )
     _check(flows, split)
     return split
 
@@ -282,20 +292,45 @@ def _leave_out_relatives(flows: SplitInput, part: NDArray[np.int8]) -> tuple[str
 
 def _split_training(
     flows: SplitInput, options: SplitOptions, part: NDArray[np.int8], rng: np.random.Generator
-) -> None:
-    """Take validation and calibration out of the training part, by capture (or by flow where the split is)."""
-    n_classes = len(flows.label_names)
+) -> list[str]:
+    """Take validation and calibration out of the training part, by capture (or by flow where the split is).
+
+    Where captures are so few that less than half of the classes would be there, single flows are taken instead.
+
+    Returns:
+        Warnings.
+    """
+    warnings = []
     for side, share in ((CALIBRATION, options.calibration), (VALIDATION, options.validation)):
         train = np.flatnonzero(part == TRAIN)
+        labels = flows.labels[train]
         wanted = share / (1 - options.test - (options.calibration if side == VALIDATION else 0))
-        inner = np.arange(len(train)) if options.kind == "flow" else flows.capture[train]
-        units = np.unique(inner, return_inverse=True)[1].astype(np.int64)
-        counts = _unit_class_counts(units, flows.labels[train], n_classes)
-        if options.kind == "time":
-            chosen = _latest_units(counts, _unit_times(units, flows.time_s[train]), wanted)
+        if options.kind == "flow":
+            chosen = _choose_flows(labels, wanted, rng)
         else:
-            chosen = choose_units(counts, wanted, rng)
-        part[train[chosen[units]]] = side
+            units = np.unique(flows.capture[train], return_inverse=True)[1].astype(np.int64)
+            counts = _unit_class_counts(units, labels, len(flows.label_names))
+            if options.kind == "time":
+                chosen = _latest_units(counts, _unit_times(units, flows.time_s[train]), wanted)[units]
+            else:
+                chosen = choose_units(counts, wanted, rng)[units]
+            if 2 * len(np.unique(labels[chosen])) < len(np.unique(labels)):
+                chosen = _choose_flows(labels, wanted, rng)
+                warnings.append(
+                    f"too few captures to set some aside for {PARTS[side]}: single flows are taken"
+                )
+        part[train[chosen]] = side
+    return warnings
+
+
+def _choose_flows(labels: NDArray[np.int64], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A share of the flows of each class, at random: bool (N,). One at least where the class has two."""
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        if len(rows) >= 2:
+            chosen[rows[: max(1, round(share * len(rows)))]] = True
+    return chosen
 
 
 def _describe(flows: SplitInput, options: SplitOptions) -> str:
@@ -317,15 +352,16 @@ def _check(flows: SplitInput, split: Split) -> None:
     names = np.array(flows.label_names, object)
     split.untested = tuple(names[present & (by_part[TEST] == 0)])
     kind = split.options.kind
+    unit = "captures" if kind == "time" else f"{kind}s"
     if np.count_nonzero(by_part[TEST]) < 2:
         raise DataError(
-            f"split by {kind}: only {np.count_nonzero(by_part[TEST])} class has two {kind}s or more, so nothing can be "
-            "compared; give more captures, or choose --split flow (optimistic)"
+            f"split by {kind}: {np.count_nonzero(by_part[TEST])} of {np.count_nonzero(present)} classes have two "
+            f"{unit} or more, so nothing can be compared; give more captures, or choose --split flow (optimistic)"
         )
     if split.untested:
         few = ", ".join(split.untested[:5]) + (", ..." if len(split.untested) > 5 else "")
         split.warnings.append(
-            f"{len(split.untested)} classes have too few {kind}s to be tested and are only trained: {few}"
+            f"{len(split.untested)} classes have too few {unit} to be tested and are only trained: {few}"
         )
     untrained = names[(by_part[TEST] > 0) & (by_part[TRAIN] == 0)]
     if len(untrained):
