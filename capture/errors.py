@@ -6,6 +6,7 @@
     │   └── CutCaptureError     the capture ends in the middle of a record (only raised with ``strict``)
     ├── TokenizeError           a representation was asked for something it cannot make
     ├── CheckpointError         a checkpoint is missing, damaged or of another kind (raised by ``models``)
+    ├── TrainingError           a training run cannot go on: it diverged (raised by ``models.learning``)
     ├── DataError               labelled data cannot be used (raised by ``netcls.datasets``)
     └── UsageError              a flag, configuration key or environment variable is wrong (raised by ``netcls``)
 
@@ -37,6 +38,10 @@ class TokenizeError(NetclsError):
 
 class CheckpointError(NetclsError):
     """A checkpoint is missing, damaged, or not what the caller needs."""
+
+
+class TrainingError(NetclsError):
+    """A training run cannot go on."""
 
 
 class DataError(NetclsError):

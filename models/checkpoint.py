@@ -27,7 +27,7 @@ from models.checkpoint_files import (
     is_plain_name,
     read_files,
 )
-from models.folder_swap import write_folder
+from models.atomic_write import write_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

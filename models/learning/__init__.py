@@ -1,0 +1,1 @@
+"""How networks learn: pre-training, fine-tuning, calibration. Knows tokens and labels, nothing of captures."""

@@ -1,4 +1,4 @@
-"""Put a folder in place at once: write a sibling, flush it to disk, swap names."""
+"""Put a folder or a file in place at once: write a sibling, flush it to disk, swap names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_folder(target: Path, write: Callable[[Path], Result], *, looks_like: s
     Args:
         target: the folder to create or replace.
         write: fills the folder it is given; if it raises, nothing has changed.
-        looks_like: a file that an existing, non-empty ``target`` must have to be replaced; other folders are left alone.
+        looks_like: a file that a non-empty ``target`` must have to be replaced; other folders are left alone.
 
     Returns:
         What ``write`` returned.
