@@ -53,7 +53,7 @@ def event_writer(name: str, output: Output, *, has_labels: bool) -> EventWriter:
     if name == "csv":
         return CsvWriter(output)
     if name == "parquet":
-        refuse_terminal(output)
+        refuse_terminal(output, name)
         return ParquetWriter(output)
     if name == "table":
         from netcls.table import TableWriter
@@ -62,10 +62,10 @@ def event_writer(name: str, output: Output, *, has_labels: bool) -> EventWriter:
     return EventWriter()
 
 
-def refuse_terminal(output: Output) -> None:
-    """Raise UsageError if a binary format would go to a terminal."""
+def refuse_terminal(output: Output, name: str) -> None:
+    """Raise UsageError if the binary format ``name`` would go to a terminal."""
     if output.is_terminal:
-        raise UsageError("parquet is binary and standard output is a terminal; give --output FILE")
+        raise UsageError(f"{name} is binary and standard output is a terminal; give --output FILE")
 
 
 class JsonLinesWriter(EventWriter):

@@ -26,7 +26,7 @@ class SummaryWriter(EventWriter):
         if name == "parquet":
             from netcls.arrow import require_pyarrow
 
-            refuse_terminal(output)
+            refuse_terminal(output, name)
             require_pyarrow()
         self._name = name
         self._output = output

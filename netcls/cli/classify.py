@@ -1,0 +1,227 @@
+"""``netcls classify`` and ``netcls flows``: captures in, one line per flow out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from capture.errors import CaptureError, NetclsError, UsageError
+from netcls.cli.console import Progress, note, report
+from netcls.cli.options import (
+    NetclsCommand,
+    device_option,
+    format_option,
+    model_option,
+    output_option,
+    paths_argument,
+    talk_options,
+    threads_option,
+)
+from netcls.inputs import find_captures
+from netcls.output import Output
+
+if TYPE_CHECKING:
+    from netcls.event_batch import EventBatch
+    from netcls.formats import EventWriter
+    from netcls.pipeline import Run, RunOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130
+
+
+def flow_options(function: F) -> F:
+    """Options that decide what a flow is."""
+    for decorate in (
+        click.option("--strict", is_flag=True, help="A capture that is cut off is an error, not a warning."),
+        click.option(
+            "--memory-limit-mib",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=256,
+            help="Ceiling of the flow table, MiB; beyond it the least recently seen flow ends.",
+        ),
+        click.option(
+            "--tcp-linger-s",
+            type=click.FloatRange(min=0),
+            metavar="SECONDS",
+            default=5.0,
+            help="Late packets of a closed TCP flow still count to it for so many seconds.",
+        ),
+        click.option(
+            "--active-timeout-s",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            default=1800.0,
+            help="A flow ends when it is this old, seconds.",
+        ),
+        click.option(
+            "--idle-timeout-s",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            default=120.0,
+            help="A flow ends after so many seconds without a packet.",
+        ),
+        click.option(
+            "--min-packets",
+            type=click.IntRange(min=0),
+            metavar="N",
+            default=0,
+            help="Leave out flows with fewer packets.",
+        ),
+        click.option("--stats", is_flag=True, help="A last line with every counter (jsonl, table)."),
+    ):
+        function = decorate(function)
+    return function
+
+
+@click.command("classify", cls=NetclsCommand)
+@paths_argument
+@model_option
+@click.option(
+    "--top", type=click.IntRange(min=0), metavar="N", default=0, help="Best labels to give with each answer."
+)
+@click.option("--summary", is_flag=True, help="Per label: flows, packets, bytes; instead of the flows.")
+@flow_options
+@format_option("table", "jsonl", "csv", "parquet")
+@output_option
+@threads_option
+@device_option
+@talk_options
+def classify(**options: Any) -> int:
+    """Label every flow of captures.
+
+    PATH is a capture (pcap or pcapng, also .gz or .zst), a folder of captures, or - for standard input.
+    """
+    return _deliver(options, classify=True)
+
+
+@click.command("flows", cls=NetclsCommand)
+@paths_argument
+@flow_options
+@format_option("table", "jsonl", "csv", "parquet", "none")
+@output_option
+@talk_options
+def flows(**options: Any) -> int:
+    """Flow records only, without a model.
+
+    PATH as for classify. Format none counts and writes nothing.
+    """
+    return _deliver(options, classify=False)
+
+
+def _deliver(options: dict[str, Any], *, classify: bool) -> int:
+    from netcls.pipeline import Run
+
+    if options["stats"] and (options["format"] in ("csv", "parquet") or options.get("summary")):
+        clash = "--summary" if options.get("summary") else f"--format {options['format']}"
+        raise UsageError(f"--stats has no place in {clash}; use --format jsonl, or --verbose")
+    desk = _Desk(options)
+    captures = desk.find(options["paths"])
+    with Output(options["output"]) as output:
+        writer = _writer(options, output, classify=classify)
+        with Run(captures, _run_options(options), classify=classify, on_error=desk.failed) as run:
+            interrupted = _write_all(run, writer, desk)
+            if options["stats"]:
+                writer.write_stats(desk.stats_event(run))
+        writer.finish()
+        if desk.n_failed and desk.n_failed == desk.n_inputs:
+            output.discard()
+    desk.close(run)
+    if interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_MISTAKE if desk.n_failed else 0
+
+
+def _write_all(run: Run, writer: EventWriter, desk: _Desk) -> bool:
+    """True if it was interrupted; what came out until then is written."""
+    try:
+        for batch in run:
+            desk.saw(batch, run)
+            writer.write(batch)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        desk.progress.clear()
+    return False
+
+
+def _writer(options: dict[str, Any], output: Output, *, classify: bool) -> EventWriter:
+    name = options["format"] or ("table" if output.is_terminal else "jsonl")
+    if options.get("summary"):
+        from netcls.summary import SummaryWriter
+
+        return SummaryWriter(name, output)
+    from netcls.formats import event_writer
+
+    return event_writer(name, output, has_labels=classify)
+
+
+def _run_options(options: dict[str, Any]) -> RunOptions:
+    from netcls.pipeline import RunOptions
+
+    given = {name: options[name] for name in RunOptions.__dataclass_fields__ if name in options}
+    return RunOptions(**given, memory_limit_bytes=options["memory_limit_mib"] << 20)
+
+
+@dataclass
+class _Desk:
+    """What goes to standard error beside a run: failures, warnings, progress, the books."""
+
+    options: dict[str, Any]
+    n_inputs: int = 0
+    n_failed: int = 0
+    n_flows: int = 0
+    n_warned: int = 0
+    newest_ts_ns: int = 0
+    sources: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.progress = Progress(not (self.options["quiet"] or self.options["no_progress"]))
+
+    def find(self, paths: tuple[str, ...]) -> list[str]:
+        captures: list[str] = []
+        for path in paths:
+            try:
+                captures += find_captures(path)
+            except UsageError as error:
+                self.n_inputs += 1
+                self.failed(error)
+        self.n_inputs += len(captures)
+        return captures
+
+    def failed(self, error: CaptureError | NetclsError) -> None:
+        self.progress.clear()
+        self.n_failed += 1
+        report("error", str(error))
+
+    def saw(self, batch: EventBatch, run: Run) -> None:
+        self.n_flows += len(batch)
+        self.sources.add(batch.source)
+        self.newest_ts_ns = max(self.newest_ts_ns, int(batch.records["last_ts_ns"].max()))
+        self._warn(run)
+        self.progress.show(f"{batch.source}: {self.n_flows:,} flows")
+
+    def stats_event(self, run: Run) -> Any:
+        from netcls.event import stats_event
+
+        return stats_event({"netcls": run.counters.as_dict()}, self.newest_ts_ns, self.sources)
+
+    def close(self, run: Run) -> None:
+        self._warn(run)
+        if self.options["verbose"]:
+            from netcls.table import books_lines
+
+            for line in books_lines(run.counters.as_dict()):
+                note(line)
+
+    def _warn(self, run: Run) -> None:
+        for text in run.warnings[self.n_warned :]:
+            self.progress.clear()
+            if not self.options["quiet"]:
+                report("warning", text)
+        self.n_warned = len(run.warnings)

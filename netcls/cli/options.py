@@ -1,0 +1,213 @@
+"""Options that mean the same wherever they occur, and where their values come from.
+
+A flag beats the environment (``NETCLS_<COMMAND>_<OPTION>``), which beats the TOML file, which beats the default.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+from capture.errors import UsageError
+from netcls.config import OptionTree, did_you_mean, read_config
+
+CONFIG_PATH: Final = "netcls.config"  # key of click's ctx.meta
+
+# Options that say how to run, not what to do; a configuration file cannot set them.
+_NOT_IN_FILES: Final = frozenset({"config", "help", "version"})
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class NetclsCommand(click.Command):
+    """A command with ``--config``, that knows every variable of the environment that begins with its name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(
+                ["--config"],
+                metavar="FILE.toml",
+                is_eager=True,
+                expose_value=False,
+                callback=_config_of_command,
+                help="Settings; a flag or the environment beats them.",
+            )
+        )
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """As click does, then refuse misspelt variables of the environment."""
+        ctx = super().make_context(*args, **kwargs)
+        if not ctx.resilient_parsing:
+            self._check_environment(ctx)
+        return ctx
+
+    def _check_environment(self, ctx: click.Context) -> None:
+        if not ctx.auto_envvar_prefix:
+            return
+        prefix = f"{ctx.auto_envvar_prefix}_"
+        known = [f"{prefix}{p.name.upper()}" for p in self.params if isinstance(p, click.Option) and p.name]
+        for name in os.environ:
+            if name.startswith(prefix) and name not in known:
+                raise UsageError(
+                    f"environment variable {name} is no option of {ctx.command_path}{did_you_mean(name, known)}"
+                )
+
+
+class CommandGroup(click.Group):
+    """Commands that are imported when they are asked for.
+
+    Args:
+        commands_at: name -> ``module:attribute``, in the order of the help.
+    """
+
+    def __init__(self, *args: Any, commands_at: dict[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._commands_at = commands_at or {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in their order."""
+        return [*self._commands_at, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, imported."""
+        place = self._commands_at.get(cmd_name)
+        if place is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, attribute = place.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; ``netcls`` alone is its help, a group alone is a mistake."""
+        if not args and ctx.parent is None:
+            args = ["--help"]
+        elif not args:
+            raise click.UsageError(
+                f"no command given; choose one of {', '.join(self.list_commands(ctx))}", ctx
+            )
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, with the nearest name for one that is not known."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            known = self.list_commands(ctx)
+            raise click.UsageError(f"no command '{args[0]}'{did_you_mean(args[0], known)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def option_tree(ctx: click.Context, group: click.Group) -> OptionTree:
+    """Every command below a group with the names of the options that a file can set."""
+    tree: dict[str, Any] = {}
+    for name in group.list_commands(ctx):
+        command = group.get_command(ctx, name)
+        if isinstance(command, click.Group):
+            tree[name] = option_tree(ctx, command)
+        elif command is not None:
+            tree[name] = [
+                p.name for p in command.params if isinstance(p, click.Option) and p.name not in _NOT_IN_FILES
+            ]
+    return tree
+
+
+def apply_config(ctx: click.Context, path: str) -> None:
+    """Give the values of a TOML file to the command of ``ctx`` and all below it.
+
+    Raises:
+        UsageError: see :func:`netcls.config.read_config`.
+    """
+    root = ctx.find_root()
+    if not isinstance(root.command, click.Group):
+        return
+    values = read_config(path, option_tree(root, root.command))
+    for name in ctx.command_path.split()[1:]:
+        values = values.get(name, {})
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+    ctx.meta[CONFIG_PATH] = path
+
+
+def _config_of_command(ctx: click.Context, _param: click.Parameter, path: str | None) -> None:
+    if path:
+        apply_config(ctx, path)
+
+
+def paths_argument(function: F) -> F:
+    """``PATH...``: captures, folders, ``-``."""
+    return click.argument("paths", nargs=-1, required=True, metavar="PATH...")(function)
+
+
+def model_option(function: F) -> F:
+    """``--model``."""
+    return click.option(
+        "--model", "-m", default="default", metavar="NAME|DIR", help="Checkpoint that ships, or a folder."
+    )(function)
+
+
+def format_option(*names: str, shown_default: str = "table on a terminal, else jsonl") -> Callable[[F], F]:
+    """``--format``; None where it is not given, which means what ``shown_default`` says."""
+    return click.option(
+        "--format",
+        "-f",
+        type=click.Choice(names),
+        show_default=shown_default,
+        help="Form of the result.",
+    )
+
+
+def output_option(function: F) -> F:
+    """``--output``."""
+    return click.option(
+        "--output",
+        "-o",
+        default="-",
+        metavar="FILE|URI",
+        show_default="standard output",
+        help="Appears under its name when it is complete.",
+    )(function)
+
+
+def threads_option(function: F) -> F:
+    """``--threads``."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        show_default="one per core",
+        help="Threads of the model.",
+    )(function)
+
+
+def device_option(function: F) -> F:
+    """``--device``."""
+    return click.option(
+        "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where the model runs."
+    )(function)
+
+
+def seed_option(function: F) -> F:
+    """``--seed``."""
+    return click.option(
+        "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Of everything drawn by chance."
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """``--json``."""
+    return click.option("--json", is_flag=True, help="Machine-readable result.")(function)
+
+
+def talk_options(function: F) -> F:
+    """``--quiet``, ``--verbose`` and ``--no-progress``."""
+    for decorate in (
+        click.option("--no-progress", is_flag=True, help="No progress line on a terminal."),
+        click.option("--verbose", "-v", is_flag=True, help="Also the counters, on standard error."),
+        click.option("--quiet", "-q", is_flag=True, help="No warnings, no progress; errors only."),
+    ):
+        function = decorate(function)
+    return function
