@@ -7,6 +7,7 @@ Source: Mamba (arXiv 2312.00752), section 3.4 and figure 3. Dimensions, with the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,7 +94,7 @@ class MambaMixer(nn.Module):
             float (B, L, D).
         """
         x, z = self.in_proj(tokens).split(self.d_inner, dim=-1)
-        u = causal_conv_silu(x, self.conv1d.weight, self._conv_bias())
+        u = causal_conv_silu(x, self.conv1d.weight, self.conv_bias)
         dt, B, C = self._selection(u)
         y = selective_scan(
             u, dt, -torch.exp(self.A_log.float()), B, C, self.D.float(), z, self.dt_proj.bias.float()
@@ -101,7 +102,9 @@ class MambaMixer(nn.Module):
         out: Tensor = self.out_proj(y)
         return out
 
-    def _conv_bias(self) -> Tensor:
+    @property
+    def conv_bias(self) -> Tensor:
+        """The bias of the convolution, (E,)."""
         assert self.conv1d.bias is not None  # it is made with one
         return self.conv1d.bias
 
@@ -126,7 +129,7 @@ class MambaMixer(nn.Module):
         x, z = self.in_proj(token).split(self.d_inner, dim=-1)
         window = torch.cat([state.conv, x[:, None]], dim=1)
         taps = self.conv1d.weight[:, 0].t()
-        u = functional.silu((window * taps).sum(1) + self._conv_bias())
+        u = functional.silu((window * taps).sum(1) + self.conv_bias)
         dt, B, C = self._selection(u)
         dt = functional.softplus(dt + self.dt_proj.bias)
         decay = torch.exp(dt[..., None] * -torch.exp(self.A_log.float()))
@@ -174,9 +177,8 @@ class MambaBlock(nn.Module):
         return state, token + mixed.float()
 
 
-def rescale_residual_projections(blocks: nn.ModuleList) -> None:
+def rescale_residual_projections(blocks: Sequence[MambaBlock]) -> None:
     """Divide each ``out_proj`` by sqrt(number of blocks), so that the sum over depth starts with unit variance."""
     with torch.no_grad():
         for block in blocks:
-            assert isinstance(block, MambaBlock)
             block.mixer.out_proj.weight /= math.sqrt(len(blocks))

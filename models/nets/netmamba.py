@@ -47,31 +47,36 @@ class _Encoder(nn.Module):
         rates = torch.linspace(0.0, config.drop_path, config.n_layers).tolist()
         if config.n_layers == 1:
             rates = [config.drop_path]
-        self.blocks = nn.ModuleList(
+        blocks = [
             MambaBlock(config.d_model, config.d_state, config.d_conv, config.expand, rate) for rate in rates
-        )
+        ]
+        rescale_residual_projections(blocks)
+        self.blocks = nn.ModuleList(blocks)
         self.norm_f = nn.RMSNorm(config.d_model, eps=1e-5)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        rescale_residual_projections(self.blocks)
 
-    def scaled_strides(self, flow_bytes: Tensor) -> Tensor:
+    def scaled_strides(self, bytes: Tensor) -> Tensor:
         """uint8 (F, n_bytes) to float32 (F, n, S) in [-1, 1]; the padding byte 0 becomes -1.
 
         Raises:
             ValueError: if dtype or shape is another.
         """
-        if (
-            flow_bytes.dtype != torch.uint8
-            or flow_bytes.dim() != 2
-            or flow_bytes.shape[1] != self.config.n_bytes
-        ):
+        self.check_input(bytes)
+        scaled = (bytes.float() / 255 - 0.5) / 0.5
+        return scaled.view(-1, self.config.n_strides, self.config.stride)
+
+    def check_input(self, bytes: Tensor) -> None:
+        """Refuse what is not uint8 (F, n_bytes).
+
+        Raises:
+            ValueError: if dtype or shape is another.
+        """
+        if bytes.dtype != torch.uint8 or bytes.dim() != 2 or bytes.shape[1] != self.config.n_bytes:
             raise ValueError(
-                f"got {flow_bytes.dtype} of shape {tuple(flow_bytes.shape)}, "
+                f"got {bytes.dtype} of shape {tuple(bytes.shape)}, "
                 f"expected torch.uint8 of shape (flows, {self.config.n_bytes})"
             )
-        scaled = (flow_bytes.float() / 255 - 0.5) / 0.5
-        return scaled.view(-1, self.config.n_strides, self.config.stride)
 
     def embedded(self, strides: Tensor) -> Tensor:
         """Embeddings with positions, without the class token: float32 (F, n, S) to (F, n, D)."""
@@ -102,13 +107,23 @@ class NetMambaClassifier(_Encoder):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def features(self, flow_bytes: Tensor) -> Tensor:
+    def features(self, bytes: Tensor) -> Tensor:
         """The class token's output: uint8 (F, n_bytes) to float32 (F, D)."""
-        return self.encode(self.embedded(self.scaled_strides(flow_bytes)))[:, -1]
+        return self.encode(self.embedded(self.scaled_strides(bytes)))[:, -1]
 
-    def forward(self, flow_bytes: Tensor) -> Tensor:
-        """Logits: uint8 (F, n_bytes) to float32 (F, C)."""
-        features = functional.dropout(self.features(flow_bytes), self.config.head_dropout, self.training)
+    def forward(self, bytes: Tensor) -> Tensor:
+        """Logits: uint8 (F, n_bytes) to float32 (F, C).
+
+        In evaluation under ``torch.inference_mode`` on a CPU it runs :mod:`models.nets.netmamba_inference`; the same
+        logits to 1e-5.
+        """
+        if torch.is_inference_mode_enabled() and not self.training:
+            from models.nets.netmamba_inference import covers, fast_netmamba
+
+            if covers(self):
+                self.check_input(bytes)
+                return fast_netmamba(self)(bytes)
+        features = functional.dropout(self.features(bytes), self.config.head_dropout, self.training)
         logits: Tensor = self.head(features)
         return logits.float()
 
@@ -136,22 +151,21 @@ class NetMambaPretrainer(_Encoder):
         nn.init.trunc_normal_(self.decoder_pos_embed, std=0.02)
         nn.init.zeros_(self.decoder_embed.bias)
         nn.init.zeros_(self.decoder_pred.bias)
-        rescale_residual_projections(self.decoder_blocks)
 
     def forward(
-        self, flow_bytes: Tensor, generator: torch.Generator | None = None
+        self, bytes: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mask, encode, decode, compare.
 
         Args:
-            flow_bytes: uint8 (F, n_bytes).
+            bytes: uint8 (F, n_bytes).
             generator: source of the masks; torch's own if None.
 
         Returns:
             The loss, mean squared error of the scaled bytes of the hidden strides, float32 ();
             the prediction of every stride, float32 (F, n, S); the mask, float32 (F, n), 1 = hidden.
         """
-        strides = self.scaled_strides(flow_bytes)
+        strides = self.scaled_strides(bytes)
         kept, mask = random_masking(
             len(strides), self.config.n_strides, self.config.n_kept, generator, strides.device
         )
