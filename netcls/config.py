@@ -84,23 +84,34 @@ def _leaves(options: OptionTree) -> set[str]:
 def _spread(
     own: dict[str, Any], shared: dict[str, Any], options: OptionTree, path: str, above: str
 ) -> dict[str, Any]:
-    for key in own:
+    for key, value in own.items():
         if key not in options:
             raise UsageError(
                 f"configuration file '{path}': there is no command '{above}{key}'{did_you_mean(key, options)}"
+            )
+        if not isinstance(value, dict):
+            raise UsageError(
+                f"configuration file '{path}': '{above}{key}' is a value; expected a table [{above}{key}]"
             )
     spread: dict[str, Any] = {}
     for command, below in options.items():
         given = own.get(command, {})
         if isinstance(below, Mapping):
             spread[command] = _spread(given, shared, below, path, f"{above}{command}.")
-            continue
-        names = set(below)
-        for key in given:
-            if key not in names:
-                raise UsageError(
-                    f"configuration file '{path}': [{above}{command}] has no option '{key}'"
-                    f"{did_you_mean(key, names)}"
-                )
-        spread[command] = {k: v for k, v in shared.items() if k in names} | given
+        else:
+            names = set(below)
+            _check_options(given, names, path, above + command)
+            spread[command] = {key: value for key, value in shared.items() if key in names} | given
     return spread
+
+
+def _check_options(given: dict[str, Any], names: set[str], path: str, command: str) -> None:
+    for key, value in given.items():
+        if key not in names:
+            raise UsageError(
+                f"configuration file '{path}': [{command}] has no option '{key}'{did_you_mean(key, names)}"
+            )
+        if isinstance(value, dict):
+            raise UsageError(
+                f"configuration file '{path}': [{command}.{key}] is a table; expected a value for '{key}'"
+            )
