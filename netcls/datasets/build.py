@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from capture.representations.base import Representation, TokenBatch
 from netcls.datasets.capture_flows import CaptureFlows, concatenate_tokens, process_captures, sample_order
 from netcls.datasets.labels import CONTRADICTORY, DROPPED, UNLABELLED, match_flows
 from netcls.datasets.sources import DataSource, LabelledCapture
-from netcls.datasets.splits import LEFT_OUT, PARTS, Split, SplitInput
+from netcls.datasets.splits import LEFT_OUT, PARTS, TEST, Split, SplitInput
 
 if TYPE_CHECKING:
     from capture.flow_table import FlowTableConfig
@@ -68,6 +68,7 @@ class BuildReport:
         flows_capped: labelled but left out by ``max_flows_per_capture``.
         flows: what remains.
         rows, rows_unmatched: of a table of flows, and those that no flow matched.
+        labels_without_flow: labels of the table that no flow got.
         rows_dropped_label, rows_unlabelled: rows (or captures) with a label left out, or without one.
         warnings: one line each.
     """
@@ -88,6 +89,7 @@ class BuildReport:
     rows_unmatched: int = 0
     rows_dropped_label: int = 0
     rows_unlabelled: int = 0
+    labels_without_flow: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -193,7 +195,7 @@ def build_flows(
         parts.add(number, capture, flows.take(chosen), labels[chosen], groups[chosen])
     report.flows = parts.n
     _check_report(source, report)
-    return parts.join(source), report
+    return _without_empty_labels(parts.join(source), source, report), report
 
 
 def _count_capture(report: BuildReport, flows: CaptureFlows) -> None:
@@ -317,20 +319,63 @@ def _check_report(source: DataSource, report: BuildReport) -> None:
         )
 
 
-def remove_duplicates(tokens: TokenBatch, split: Split) -> None:
+def _without_empty_labels(flows: LabelledFlows, source: DataSource, report: BuildReport) -> LabelledFlows:
+    """Number the labels anew without those that no flow has, which a model could only guess."""
+    counts = np.bincount(flows.labels, minlength=len(flows.label_names))
+    if counts.all():
+        return flows
+    names = np.array(flows.label_names, object)
+    kept, empty = tuple(names[counts > 0]), tuple(names[counts == 0])
+    if len(kept) < 2:
+        raise DataError(
+            f"{source.path}: every labelled flow is of class {kept[0]!r}; expected at least two classes"
+        )
+    report.labels_without_flow = list(empty)
+    report.warnings.append(
+        f"{len(empty)} labels have no flow and are left out: {', '.join(empty[:MAX_WARNINGS_OF_A_KIND])}"
+    )
+    number = np.cumsum(counts > 0) - 1
+    return replace(flows, labels=number[flows.labels].astype(np.int64), label_names=kept)
+
+
+def remove_duplicates(flows: LabelledFlows, split: Split) -> None:
     """Take flows whose model input an earlier part already holds out of the later part.
 
     Parts in order: train, validation, calibration, test. Flows alike within one part stay: that is how often they
-    occur. ``split`` is changed and its ``n_duplicates`` set.
+    occur. ``split`` is changed: ``part``, ``duplicate_of``, ``n_duplicates`` and a warning for classes that lose
+    all their test flows.
+
+    Raises:
+        DataError: a part, or all but one class of the test part, is gone.
     """
+    tested = np.unique(flows.labels[split.rows(TEST)])
     seen: set[bytes] = set()
-    hashes = token_hashes(tokens)
+    hashes = token_hashes(flows.tokens)
+    split.duplicate_of = np.full(len(hashes), -1, np.int8)
     for part, name in enumerate(PARTS):
         rows = split.rows(part)
         again = np.array([hashes[row] in seen for row in rows], bool)
         split.part[rows[again]] = LEFT_OUT
+        split.duplicate_of[rows[again]] = part
         split.n_duplicates[name] = int(np.count_nonzero(again))
         seen.update(hashes[row] for row in rows)
+        if len(rows) and again.all():
+            raise DataError(
+                f"each of {len(rows)} {name} flows has a model input that was seen before; "
+                "show the model more of each flow, or give more varied captures"
+            )
+    left = np.unique(flows.labels[split.rows(TEST)])
+    if len(left) < 2:
+        raise DataError(
+            f"after removing test flows whose model input was seen before, {len(left)} class is tested; "
+            "show the model more of each flow, or give more varied captures"
+        )
+    gone = [flows.label_names[label] for label in np.setdiff1d(tested, left)]
+    if gone:
+        split.untested += tuple(gone)
+        split.warnings.append(
+            f"{len(gone)} classes are not tested, every test flow looks like a flow seen before: {', '.join(gone)}"
+        )
 
 
 def token_hashes(tokens: TokenBatch) -> list[bytes]:

@@ -20,6 +20,7 @@ DROPPED: Final = -2  # the row's label is one that the user leaves out
 CONTRADICTORY: Final = -3  # rows with different labels claim the flow
 
 _ICMP: Final = (1, 58)
+_ECHO: Final = (0, 8, 128, 129)  # types of echo and echo reply, v4 and v6
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,9 @@ class Matches:
 def match_flows(records: NDArray[Any], rows: NDArray[Any], tolerance_s: float = 1.0) -> Matches:
     """Label flows by the rows of one capture.
 
-    ICMP rows with both ports 0 match by addresses alone, because flow records hold type and code there.
+    Flow records hold the ICMP type and code of the first packet as ports. Rows may have the same, or the identifier
+    of an echo dialogue in both ports (all identifiers between two hosts are one flow here), or 0 in both, which
+    matches by addresses alone; the first of these that a flow finds counts.
     A flow is contradictory when a row of another label overlaps it at least half as long as the best row.
 
     Args:
@@ -55,16 +58,19 @@ def match_flows(records: NDArray[Any], rows: NDArray[Any], tolerance_s: float = 
     labels = np.full(len(records), UNLABELLED, np.int64)
     groups = np.full(len(records), -1, np.int64)
     matched = np.zeros(len(rows), bool)
-    index = _index_rows(rows)
-    exact = _keys(
+    index = _RowIndex(rows)
+    keys = _keys(
         records["client"], records["client_port"], records["server"], records["server_port"], records
     )
     no_ports = np.zeros(len(records), np.uint16)
-    loose = _keys(records["client"], no_ports, records["server"], no_ports, records)
+    hosts = _keys(records["client"], no_ports, records["server"], no_ports, records)
     for flow in range(len(records)):
-        candidates = index.get(exact[flow])
+        candidates = index.exact.get(keys[flow])
         if candidates is None and records["protocol"][flow] in _ICMP:
-            candidates = index.get(loose[flow])
+            if records["client_port"][flow] in _ECHO:
+                candidates = index.echo.get(hosts[flow])
+            if candidates is None:
+                candidates = index.exact.get(hosts[flow])
         if candidates is None:
             continue
         overlap_ns = np.minimum(rows["last_ts_ns"][candidates], records["last_ts_ns"][flow]) - np.maximum(
@@ -90,11 +96,25 @@ def _choose(rows: NDArray[Any], overlap_ns: NDArray[np.int64]) -> tuple[int, int
     return (DROPPED, -1) if label < 0 else (label, int(rows["group"][best]))
 
 
-def _index_rows(rows: NDArray[Any]) -> dict[bytes, NDArray[np.int64]]:
+class _RowIndex:
+    """Row numbers by key: ``exact`` by five-tuple, ``echo`` by hosts for rows with an echo identifier as ports."""
+
+    def __init__(self, rows: NDArray[Any]) -> None:
+        no_ports = np.zeros(len(rows), np.uint16)
+        hosts = _keys(rows["src"], no_ports, rows["dst"], no_ports, rows)
+        keys = _keys(rows["src"], rows["src_port"], rows["dst"], rows["dst_port"], rows)
+        is_echo = (
+            np.isin(rows["protocol"], _ICMP) & (rows["src_port"] == rows["dst_port"]) & (rows["src_port"] > 0)
+        )
+        self.exact = _numbers_by_key(keys, np.arange(len(rows)))
+        self.echo = _numbers_by_key(hosts, np.flatnonzero(is_echo))
+
+
+def _numbers_by_key(keys: list[bytes], numbers: NDArray[np.intp]) -> dict[bytes, NDArray[np.int64]]:
     lists: dict[bytes, list[int]] = {}
-    for number, key in enumerate(_keys(rows["src"], rows["src_port"], rows["dst"], rows["dst_port"], rows)):
-        lists.setdefault(key, []).append(number)
-    return {key: np.array(numbers, np.int64) for key, numbers in lists.items()}
+    for number in numbers.tolist():
+        lists.setdefault(keys[number], []).append(number)
+    return {key: np.array(of_key, np.int64) for key, of_key in lists.items()}
 
 
 def _keys(

@@ -114,7 +114,9 @@ class Split:
         untested: classes that are not in the test part (too few units); they are trained all the same.
         fallback: classes that rule ``each`` could not be applied to.
         n_left_out: flows left out by rule ``each``.
-        n_duplicates: flows removed from each part because an earlier part holds the same model input.
+        duplicate_of: int8 (N,), the part that a flow was removed from because an earlier part holds the same model
+            input; -1 for all others.
+        n_duplicates: how many that are, by part.
         warnings: one line each.
     """
 
@@ -124,6 +126,7 @@ class Split:
     untested: tuple[str, ...] = ()
     fallback: tuple[str, ...] = ()
     n_left_out: int = 0
+    duplicate_of: NDArray[np.int8] | None = None
     n_duplicates: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 

@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 
 from capture.errors import DataError
-from capture.representations.base import TokenBatch
-from netcls.datasets.build import remove_duplicates
 from netcls.datasets.splits import (
     CALIBRATION,
     LEFT_OUT,
     TEST,
     TRAIN,
     VALIDATION,
-    Split,
     SplitInput,
     SplitOptions,
     choose_units,
@@ -178,16 +175,6 @@ def test_units_are_chosen_near_the_share_when_classes_share_units():
     chosen = choose_units(counts, 0.25, np.random.default_rng(1))
     share = counts[chosen].sum(axis=0) / counts.sum(axis=0)
     assert np.all(np.abs(share - 0.25) < 0.12)
-
-
-def test_an_input_seen_in_training_is_not_tested_again():
-    rows = np.array([[1, 2], [3, 4], [1, 2], [5, 6], [5, 6], [7, 8]], np.uint8)
-    tokens = TokenBatch({"bytes": rows}, np.ones(6, np.uint16))
-    part = np.array([TRAIN, VALIDATION, TEST, TEST, TEST, TRAIN], np.int8)
-    split = Split(part, SplitOptions(), "")
-    remove_duplicates(tokens, split)
-    assert split.part.tolist() == [TRAIN, VALIDATION, LEFT_OUT, TEST, TEST, TRAIN]
-    assert split.n_duplicates == {"train": 0, "validation": 0, "calibration": 0, "test": 1}
 
 
 @pytest.mark.parametrize(
