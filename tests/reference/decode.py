@@ -310,3 +310,20 @@ def udp(row: Row, transport: bytes, room: int) -> int:
         raise Stop(Reject.BAD_UDP_LENGTH)
     row.src_port, row.dst_port = src_port, dst_port
     return min(length, room)
+
+
+def assert_same_columns(got: DecodedBlock, expected: DecodedBlock, block: PacketBlock) -> None:
+    """Every column equal, dtype and shape too; the message shows the first packet that differs."""
+    data = block.data.tobytes()
+    for column in (f.name for f in fields(DecodedBlock)):
+        ours, theirs = getattr(got, column), getattr(expected, column)
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), column
+        different = np.flatnonzero((ours != theirs).any(axis=tuple(range(1, ours.ndim))))
+        if different.size:
+            i = int(different[0])
+            start, length = int(block.offset[i]), int(block.captured_len[i])
+            raise AssertionError(
+                f"{column} of {different.size} packets, first {i}: {ours[i]} but the twin says {theirs[i]} "
+                f"(link type {block.link_type[i]}, wire length {block.wire_len[i]}, "
+                f"bytes {data[start : start + length].hex()})"
+            )

@@ -1,0 +1,243 @@
+"""Whatever the bytes are: no exception, no byte outside the packet, the same answer as the slow twin."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capture.block import PACKET_TRUNCATED, DecodedBlock, PacketBlock
+from capture.decode import count_rejects, decode
+from capture.kernels.decode import MAX_EXTENSIONS
+from capture.reject import Reject
+from tests import frames
+from tests.packets import block_of, blocks_of, frames_of
+from tests.reference.decode import assert_same_columns, naive_decode
+
+LINK_TYPES = [0, 1, 12, 14, 101, 108, 113, 228, 229, 276, 105]
+ROOT = Path(__file__).parents[2]
+
+
+def random_transport(rng: random.Random) -> tuple[bytes, int]:
+    """A transport header, often right, sometimes with a lying length; and its protocol number."""
+    payload = rng.randbytes(rng.choice([0, 0, 1, 3, 20]))
+    lie = rng.random() < 0.2
+    match rng.randrange(6):
+        case 0:
+            offset = rng.randrange(16) if lie else None
+            options = bytes(4 * rng.randrange(4))
+            return frames.tcp(
+                payload, flags=rng.randrange(256), options=options, data_offset=offset
+            ), frames.TCP
+        case 1:
+            length = rng.choice([0, 7, 8, 9, 65535]) if lie else None
+            return frames.udp(payload, length=length, dst_port=rng.randrange(65536)), frames.UDP
+        case 2:
+            return frames.icmp(payload, kind=rng.randrange(256), code=rng.randrange(256)), frames.ICMP
+        case 3:
+            return frames.icmp(payload)[: rng.randrange(12)], frames.ICMPV6
+        case 4:
+            return frames.sctp(payload), frames.SCTP
+    return payload, rng.randrange(256)
+
+
+def random_ip(rng: random.Random) -> tuple[bytes, int]:
+    """An IP packet and its version."""
+    content, protocol = random_transport(rng)
+    lie = rng.choice([0, 19, 21, 40, 60, 65535]) if rng.random() < 0.2 else None
+    if rng.random() < 0.5:
+        fragment = rng.choice([0, 0x4000, 0x2000, 0x0001, 0x2001]) if rng.random() < 0.3 else 0
+        options = bytes(4 * rng.randrange(11)) if rng.random() < 0.3 else b""
+        ihl = rng.randrange(16) if rng.random() < 0.1 else None
+        version = rng.randrange(16) if rng.random() < 0.05 else 4
+        return frames.ipv4(
+            content, protocol, total_len=lie, fragment=fragment, options=options, ihl=ihl, version=version
+        ), 4
+    for _ in range(rng.choice([0, 0, 0, 1, 2, MAX_EXTENSIONS, MAX_EXTENSIONS + 1])):
+        kind = rng.choice([0, 43, 44, 51, 60, 135, 139, 140])
+        if kind == frames.FRAGMENT:
+            later = rng.random() < 0.2
+            content = frames.fragment_header(protocol, offset=later, more=rng.random() < 0.5) + content
+        elif kind == frames.AH:
+            content = frames.authentication(protocol, n_bytes=rng.choice([8, 12, 24])) + content
+        else:
+            content = frames.extension(protocol, n_bytes=rng.choice([8, 16])) + content
+        protocol = kind
+    return frames.ipv6(content, protocol, payload_len=lie), 6
+
+
+def random_frame(rng: random.Random) -> tuple[bytes, int]:
+    """A frame whose headers mostly follow each other, and its link type."""
+    ip, version = random_ip(rng)
+    ether_type = frames.ETHER_IPV4 if version == 4 else frames.ETHER_IPV6
+    if rng.random() < 0.05:
+        ether_type = rng.choice([0, 7, 8, 1500, 1501, 0x0806, 0x8100, 0x88A8, 0x9100, 0x88CC])
+    match rng.randrange(8):
+        case 0:
+            return frames.sll(ip, ether_type), 113
+        case 1:
+            return frames.sll2(ip, ether_type), 276
+        case 2:
+            family = rng.choice([2, 10, 24, 28, 30])
+            return family.to_bytes(4, rng.choice(["big", "little"])) + ip, rng.choice([0, 108])
+        case 3:
+            return ip, rng.choice([12, 14, 101, 228, 229])
+        case 4:
+            return frames.snap(ip, ether_type), 1
+    vlans = [rng.randrange(65536) for _ in range(rng.choice([0, 0, 1, 2, 3, 4]))]
+    return frames.ethernet(ip, ether_type, vlans=vlans, tpid=rng.choice([0x8100, 0x88A8, 0x9100])), 1
+
+
+def mangled(rng: random.Random, frame: bytes) -> bytes:
+    """Flip, cut, duplicate, pad, or leave."""
+    match rng.randrange(6):
+        case 0 if frame:
+            at = rng.randrange(len(frame))
+            return frame[:at] + bytes([frame[at] ^ 1 << rng.randrange(8)]) + frame[at + 1 :]
+        case 1:
+            return frame[: rng.randrange(len(frame) + 1)]
+        case 2:
+            a, b = sorted(rng.randrange(len(frame) + 1) for _ in range(2))
+            return frame[:b] + frame[a:]
+        case 3:
+            return frame + bytes(rng.randrange(1, 30))
+    return frame
+
+
+def random_block(
+    seed: int, n_packets: int, make: Callable[[random.Random], tuple[bytes, int]]
+) -> PacketBlock:
+    rng = random.Random(seed)
+    packets = [make(rng) for _ in range(n_packets)]
+    cut = [mangled(rng, frame) for frame, _ in packets]
+    wire_len = [max(0, len(frame) + rng.choice([0, 0, 0, -1, 1, 100, 70_000])) for frame in cut]
+    return block_of(cut, [link for _, link in packets], wire_len=wire_len, gap=rng.randrange(3))
+
+
+def check_promises(decoded: DecodedBlock, block: PacketBlock) -> None:
+    """What the columns of every decoded packet promise each other."""
+    ok = decoded.reject == 0
+    l3, l4, payload, ip_len, payload_len = (
+        getattr(decoded, name)[ok].astype(np.int64)
+        for name in ("l3_offset", "l4_offset", "payload_offset", "ip_len", "payload_len")
+    )
+    assert (l3 < l4).all()
+    assert (l4 <= payload).all()
+    assert (payload + payload_len <= l3 + ip_len).all()
+    assert (l4 <= block.captured_len[ok]).all()
+    assert np.isin(decoded.ip_version[ok], (4, 6)).all()
+    missing = l3 + ip_len > block.captured_len[ok]
+    assert (decoded.flags[ok][missing] & PACKET_TRUNCATED != 0).all()
+    counts = count_rejects(decoded)
+    assert counts.n_decoded + counts.rejected.total() + counts.ignored.total() == len(block)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.binary(max_size=120), st.sampled_from(LINK_TYPES), st.integers(0, 2**32 - 1)), max_size=8
+    )
+)
+def test_any_bytes_decode_as_the_twin_says(packets: list[tuple[bytes, int, int]]) -> None:
+    block = block_of(
+        [p[0] for p in packets], [p[1] for p in packets], wire_len=[p[2] for p in packets], gap=1
+    )
+    decoded = decode(block)
+    assert_same_columns(decoded, naive_decode(block), block)
+    check_promises(decoded, block)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32))
+def test_frames_with_one_thing_wrong_decode_as_the_twin_says(seed: int) -> None:
+    block = random_block(seed, 40, random_frame)
+    decoded = decode(block)
+    assert_same_columns(decoded, naive_decode(block), block)
+    check_promises(decoded, block)
+
+
+def test_the_random_frames_reach_every_reason() -> None:
+    blocks = [random_block(seed, 2000, random_frame) for seed in range(10)]
+    reached = {int(reason) for block in blocks for reason in decode(block).reject}
+    reached |= {int(decode(block_of([b"x"], 105)).reject[0])}
+    assert {Reject(reason) for reason in reached} == set(Reject)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 41))
+def test_a_block_size_never_changes_a_row(seed: int, n_packets: int) -> None:
+    block = random_block(seed, 40, random_frame)
+    whole = decode(block)
+    parts = [decode(part) for part in blocks_of(block, n_packets)]
+    for column in DecodedBlock.__slots__:
+        assert np.array_equal(
+            np.concatenate([getattr(part, column) for part in parts]), getattr(whole, column)
+        )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.binary(min_size=1, max_size=1))
+def test_bytes_outside_a_packet_never_change_its_row(seed: int, filler: bytes) -> None:
+    block = random_block(seed, 40, random_frame)
+    inside = np.zeros(len(block.data), bool)
+    for start, length in zip(block.offset, block.captured_len, strict=True):
+        inside[start : start + length] = True
+    other = np.where(inside, block.data, filler[0]).astype(np.uint8)
+    assert_same_columns(decode(replace(block, data=other)), decode(block), block)
+
+
+def test_a_cut_anywhere_gives_the_headers_before_it_and_a_reason() -> None:
+    rng = random.Random(11)
+    for _ in range(60):
+        frame, link_type = random_frame(rng)
+        cuts = [frame[:n] for n in range(len(frame) + 1)]
+        block = block_of(cuts, link_type, wire_len=[len(frame)] * len(cuts))
+        assert_same_columns(decode(block), naive_decode(block), block)
+
+
+def fuzz(n_blocks: int, n_packets: int, first_seed: int = 0) -> None:
+    """Mangled frames against the twin."""
+    for seed in range(first_seed, first_seed + n_blocks):
+        block = random_block(seed, n_packets, random_frame)
+        assert_same_columns(decode(block), naive_decode(block), block)
+
+
+def fuzz_alone(n_packets: int) -> None:
+    """Each packet is all the data there is: with checked indices, the first byte outside it is an IndexError."""
+    block = random_block(5, n_packets, random_frame)
+    for frame, link_type, wire_len in zip(
+        frames_of(block), block.link_type.tolist(), block.wire_len.tolist(), strict=True
+    ):
+        decode(block_of([frame], link_type, wire_len=[wire_len]))
+
+
+@pytest.mark.parametrize(
+    ("variable", "n_packets"),
+    [("NUMBA_BOUNDSCHECK", 5000), ("NUMBA_DISABLE_JIT", 500)],
+    ids=["checked", "uncompiled"],
+)
+def test_the_kernel_stays_in_bounds_and_says_the_same(variable: str, n_packets: int, tmp_path: Path) -> None:
+    code = f"from tests.property.test_decode import fuzz, fuzz_alone; fuzz(1, {n_packets}); fuzz_alone({n_packets})"
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
+        cwd=ROOT,
+        env=os.environ | {variable: "1", "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_mangled_frames_decode_as_the_twin_says() -> None:
+    fuzz(50, 2000, first_seed=1000)
