@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from capture.errors import CheckpointError
+from models.atomic_write import write_folder
 from models.bounded_json import read_json
 from models.checkpoint_files import (
     Calibration,
@@ -27,7 +28,6 @@ from models.checkpoint_files import (
     is_plain_name,
     read_files,
 )
-from models.atomic_write import write_folder
 
 if TYPE_CHECKING:
     from torch import Tensor

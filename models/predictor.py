@@ -21,6 +21,7 @@ from capture.flow_batch import FLOW_DTYPE, PACKET_DTYPE, FlowBatch
 from capture.representations import build
 from models.checkpoint_verify import build_config, known_family
 from models.learning.calibration import softmax
+from models.learning.start import choose_device
 
 if TYPE_CHECKING:
     from capture.representations.base import TokenBatch
@@ -70,7 +71,7 @@ class Predictor:
         if threads is not None and threads < 1:
             raise UsageError(f"--threads: got {threads}, expected 1 or more")
         self.checkpoint = checkpoint
-        self.device = _device(device)
+        self.device = choose_device(device)
         on_cpu = self.device.type == "cpu"
         self.threads = (threads or _usable_cores()) if on_cpu else 1
         self._batch = MICRO_BATCH if on_cpu else CUDA_BATCH
@@ -141,30 +142,6 @@ def forward(model: torch.nn.Module, tokens: TokenBatch, device: torch.device) ->
     return logits.float().cpu()
 
 
-def batch_logits(model: torch.nn.Module, tokens: TokenBatch, batch: int) -> NDArray[np.float32]:
-    """Logits of all flows in the calling thread, in evaluation mode; for validation while training.
-
-    Args:
-        model: on any device; its training mode is put back afterwards.
-        tokens: F flows.
-        batch: flows at a time.
-
-    Returns:
-        float32 (F, C).
-    """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    try:
-        parts = [
-            forward(model, tokens.take(slice(start, start + batch)), device).numpy()
-            for start in range(0, len(tokens), batch)
-        ]
-    finally:
-        model.train(was_training)
-    return np.concatenate(parts)
-
-
 def _network(checkpoint: Checkpoint) -> torch.nn.Module:
     """The checkpoint's network with its weights, ready to answer."""
     where = str(checkpoint.path / "config.json")
@@ -173,14 +150,6 @@ def _network(checkpoint: Checkpoint) -> torch.nn.Module:
     model = family.build_classifier(config, len(checkpoint.labels))
     model.load_state_dict(checkpoint.state, strict=True)
     return model.eval().requires_grad_(False)
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device: got {name!r}, expected auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device: got cuda, but torch sees no CUDA device; use --device cpu")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def _usable_cores() -> int:

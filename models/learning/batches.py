@@ -62,7 +62,7 @@ def check_labelled(data: LabelledTokens, n_labels: int, name: str, *, may_be_emp
 
 
 def epoch_rows(labels: NDArray[np.int64], balance: float, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Row numbers of one epoch, shuffled, about as many as there are flows.
+    """Row numbers of one epoch, shuffled, as many as there are flows.
 
     A flow of a class of n flows is drawn in proportion to n ** -balance: 0 takes every flow exactly once, 1 all
     classes equally often, 0.5 lies between. A class's flows are gone through evenly: none comes up a second time before
@@ -75,19 +75,25 @@ def epoch_rows(labels: NDArray[np.int64], balance: float, seed: int, epoch: int)
         epoch: from 0.
 
     Returns:
-        int64 (about N,); at least one row of each class that occurs.
+        int64 (N,), a few more where a class would otherwise not come up at all.
     """
     rng = np.random.default_rng([seed, 1, epoch])
     classes, counts = np.unique(labels, return_counts=True)
-    share = counts.astype(np.float64) ** (1.0 - balance)
-    # A quota's fraction is rounded up or down by chance: over many epochs the shares are exact.
-    quotas = np.floor(len(labels) * share / share.sum() + rng.random(len(classes)) * (balance > 0) + 1e-9)
+    quotas = counts if balance == 0 else _quotas(counts, balance, rng)
     drawn = []
-    for label, quota in zip(classes, np.maximum(quotas, 1).astype(np.int64), strict=True):
+    for label, quota in zip(classes, quotas, strict=True):
         rows = np.flatnonzero(labels == label)
         rounds = [rng.permutation(rows) for _ in range(-(-quota // len(rows)))]
         drawn.append(np.concatenate(rounds)[:quota])
     return rng.permutation(np.concatenate(drawn))
+
+
+def _quotas(counts: NDArray[np.intp], balance: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Flows that an epoch takes of each class; one random offset rounds all, so shares are exact over many epochs."""
+    share = counts.astype(np.float64) ** (1.0 - balance)
+    ends = np.cumsum(share) * (counts.sum() / share.sum())
+    rounded = np.floor(ends + rng.random()).astype(np.int64)
+    return np.maximum(np.diff(rounded, prepend=0), 1)
 
 
 def step_rows(n_flows: int, batch: int, seed: int, step: int) -> NDArray[np.int64]:
@@ -126,5 +132,5 @@ def fingerprint(*arrays: NDArray[Any]) -> str:
     hasher = hashlib.sha256()
     for array in arrays:
         hasher.update(f"{array.dtype} {array.shape};".encode())
-        hasher.update(memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b"")
+        hasher.update(np.ascontiguousarray(array).data)
     return hasher.hexdigest()[:16]

@@ -54,10 +54,17 @@ class RunFolder:
         from safetensors.torch import save
 
         weights = f"state-{step:09d}.safetensors"
-        document = {"format": STATE_FORMAT, "weights": weights, "identity": self._identity, "position": position}
+        document = {
+            "format": STATE_FORMAT,
+            "weights": weights,
+            "identity": self._identity,
+            "position": position,
+        }
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path / weights, save({name: t.detach().cpu().clone() for name, t in tensors.items()}))
+            replace_file(
+                self.path / weights, save({name: t.detach().cpu().clone() for name, t in tensors.items()})
+            )
             replace_file(self.path / "state.json", json.dumps(document, indent=1).encode())
             for old in self.path.glob("state-*.safetensors"):
                 if old.name != weights:
@@ -77,7 +84,9 @@ class RunFolder:
 
         path = self.path / "state.json"
         if not path.is_file():
-            raise CheckpointError(f"{path}: got no such file, expected the state of a run; start without --resume")
+            raise CheckpointError(
+                f"{path}: got no such file, expected the state of a run; start without --resume"
+            )
         document = read_json(path)
         check_keys(str(path), document, ("format", "weights", "identity", "position"))
         if document["format"] != STATE_FORMAT:
@@ -85,7 +94,9 @@ class RunFolder:
         self._compare(path, document["identity"])
         weights = self.path / Path(str(document["weights"])).name
         if not weights.is_file():
-            raise CheckpointError(f"{weights}: got no such file, expected the tensors of the run; start without --resume")
+            raise CheckpointError(
+                f"{weights}: got no such file, expected the tensors of the run; start without --resume"
+            )
         read_header(weights)
         return document["position"], load_file(weights)
 
@@ -154,7 +165,7 @@ class Clock:
 
 
 class Learner:
-    """A network with its AdamW, the run folder, and the step counter.
+    """A network with its AdamW, the run folder, the step counter, and the learning rate of the last step.
 
     Args:
         model: the network that learns.
@@ -178,17 +189,13 @@ class Learner:
 
         self.model = model
         self.step = 0
+        self.learning_rate = 0.0
         self.clock = Clock()
         self._optimiser = torch.optim.AdamW(groups, lr=0.0, betas=betas)
         self._clip_norm = clip_norm
         self._folder = folder
         self._save_every_s = save_every_s
         self._saved_s = time.monotonic()
-
-    @property
-    def learning_rate(self) -> float:
-        """Of the last step, before layer decay."""
-        return float(max(group["lr"] for group in self._optimiser.param_groups))
 
     def learn(self, loss: Tensor, learning_rate: float) -> float:
         """One optimiser step down the gradient of ``loss``; returns its value.
@@ -212,6 +219,7 @@ class Learner:
         set_learning_rate(self._optimiser.param_groups, learning_rate)
         self._optimiser.step()
         self.step += 1
+        self.learning_rate = learning_rate
         return value
 
     @property
@@ -228,7 +236,8 @@ class Learner:
                 tensors[f"first_moment.{name}"] = moments["exp_avg"]
                 tensors[f"second_moment.{name}"] = moments["exp_avg_sq"]
         tensors |= {f"more.{name}": tensor for name, tensor in (more or {}).items()}
-        self._folder.save(self.step, position | {"step": self.step, "elapsed_s": self.clock.elapsed_s}, tensors)
+        mine = {"step": self.step, "lr": self.learning_rate, "elapsed_s": self.clock.elapsed_s}
+        self._folder.save(self.step, position | mine, tensors)
         self._saved_s = time.monotonic()
 
     def restore(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -236,12 +245,18 @@ class Learner:
         import torch
 
         position, tensors = self._folder.load()
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "first_moment": {}, "second_moment": {}, "more": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            "model": {},
+            "first_moment": {},
+            "second_moment": {},
+            "more": {},
+        }
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = tensor.clone()
         self.model.load_state_dict(parts["model"])
         self.step = int(position["step"])
+        self.learning_rate = float(position["lr"])
         for name, parameter in self.model.named_parameters():
             if name in parts["first_moment"]:
                 self._optimiser.state[parameter] = {

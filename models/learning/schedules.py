@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 def cosine_with_warmup(progress: float, warmup: float, floor: float = 0.0) -> float:
     """Factor on the peak learning rate.
 
-    It rises in a straight line from 0 over the first ``warmup`` of the run, then falls along half a cosine to ``floor``.
+    It rises in a straight line from 0 over the first ``warmup`` of the run, then falls along half a cosine to
+    ``floor``.
 
     Args:
         progress: share of the run that is done, 0 to 1.
