@@ -96,9 +96,7 @@ class MambaMixer(nn.Module):
         x, z = self.in_proj(tokens).split(self.d_inner, dim=-1)
         u = causal_conv_silu(x, self.conv1d.weight, self.conv_bias)
         dt, B, C = self._selection(u)
-        y = selective_scan(
-            u, dt, -torch.exp(self.A_log.float()), B, C, self.D.float(), z, self.dt_proj.bias.float()
-        )
+        y = selective_scan(u, dt, -torch.exp(self.A_log), B, C, self.D, z, self.dt_proj.bias)
         out: Tensor = self.out_proj(y)
         return out
 
@@ -132,14 +130,14 @@ class MambaMixer(nn.Module):
         u = functional.silu((window * taps).sum(1) + self.conv_bias)
         dt, B, C = self._selection(u)
         dt = functional.softplus(dt + self.dt_proj.bias)
-        decay = torch.exp(dt[..., None] * -torch.exp(self.A_log.float()))
+        decay = torch.exp(dt[..., None] * -torch.exp(self.A_log))
         h = decay * state.scan + (dt * u)[..., None] * B[:, None, :]
         y = ((h * C[:, None, :]).sum(-1) + self.D * u) * functional.silu(z)
         return MixerState(window[:, 1:], h), self.out_proj(y)
 
 
 class MambaBlock(nn.Module):
-    """x + drop_path(mixer(norm(x))), the residual in float32.
+    """x + drop_path(mixer(norm(x))), the residual in the dtype of x: float32, also under autocast.
 
     Args:
         d_model: D.
@@ -159,7 +157,7 @@ class MambaBlock(nn.Module):
 
     def forward(self, residual: Tensor) -> Tensor:
         """One layer; float32 (B, L, D) to the same."""
-        return residual + self._drop(self.mixer(self.norm(residual)).float())
+        return residual + self._drop(self.mixer(self.norm(residual)))
 
     def _drop(self, x: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0.0:
@@ -174,7 +172,7 @@ class MambaBlock(nn.Module):
     def step(self, state: MixerState, token: Tensor) -> tuple[MixerState, Tensor]:
         """One token on, without drop path; ``token`` float32 (B, D). See :meth:`MambaMixer.step`."""
         state, mixed = self.mixer.step(state, self.norm(token))
-        return state, token + mixed.float()
+        return state, token + mixed
 
 
 def rescale_residual_projections(blocks: Sequence[MambaBlock]) -> None:

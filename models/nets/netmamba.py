@@ -63,7 +63,7 @@ class _Encoder(nn.Module):
             ValueError: if dtype or shape is another.
         """
         self.check_input(bytes)
-        scaled = (bytes.float() / 255 - 0.5) / 0.5
+        scaled = (bytes.to(self.pos_embed.dtype) / 255 - 0.5) / 0.5
         return scaled.view(-1, self.config.n_strides, self.config.stride)
 
     def check_input(self, bytes: Tensor) -> None:
@@ -80,7 +80,7 @@ class _Encoder(nn.Module):
 
     def embedded(self, strides: Tensor) -> Tensor:
         """Embeddings with positions, without the class token: float32 (F, n, S) to (F, n, D)."""
-        embedded: Tensor = self.patch_embed(strides).float() + self.pos_embed[:, :-1]
+        embedded: Tensor = self.patch_embed(strides) + self.pos_embed[:, :-1]
         return embedded
 
     def encode(self, embedded: Tensor) -> Tensor:
@@ -186,8 +186,8 @@ class NetMambaPretrainer(_Encoder):
         Returns:
             float32 (F, n, S).
         """
-        x = self.decoder_embed(encoded).float()
-        hidden = self.mask_token.expand(len(x), self.config.n_strides, -1)
+        x = self.decoder_embed(encoded)
+        hidden = self.mask_token.to(x.dtype).expand(len(x), self.config.n_strides, -1)
         places = kept[..., None].expand(-1, -1, x.shape[2])
         x = torch.cat([hidden.scatter(1, places, x[:, :-1]), x[:, -1:]], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:

@@ -138,12 +138,16 @@ def _scan_reference(
     return (s + D * u) * functional.silu(z)
 
 
+def _on_cuda(x: Tensor) -> bool:
+    return x.device.type == "cuda"
+
+
 def _scan_mamba_ssm(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, dt_bias: Tensor
 ) -> Tensor:
     """mamba_ssm keeps the tokens last, (B, E, L): transpose on the way in and out."""
     scan = _mamba_ssm_scan()
-    if scan is None or u.device.type != "cuda":
+    if scan is None or not _on_cuda(u):
         raise ValueError(
             f"scan backend mamba_ssm needs a CUDA tensor and the package mamba_ssm; got a tensor on {u.device}, "
             f"package {'absent' if scan is None else 'present'}; choose backend auto"
