@@ -71,7 +71,10 @@ def units_to_ns(high: int, low: int, units_per_s: int, offset_s: int) -> int:
             digit = rest // units_per_s
             rest -= digit * units_per_s
             ns = ns * 10 + digit
-    seconds = min(seconds, _MAX_S - _MIN_S) + min(max(offset_s, 2 * _MIN_S), 2 * _MAX_S)
+    if offset_s > 0:  # the sum of two large numbers would wrap
+        seconds = min(seconds, _MAX_S + 1) + min(offset_s, _MAX_S + 1)
+    else:
+        seconds += offset_s
     if seconds > _MAX_S:
         return int64(_MAX_S) * 1_000_000_000 + 999_999_999
     if seconds < _MIN_S:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from capture.block import PacketBlock
 from capture.errors import CutCaptureError
-from capture.readers.source import PieceBuffer
+from capture.readers.source import PieceBuffer, StreamSource
 
 # Magic of classic pcap as it lies in the file -> (byte order for struct, nanoseconds per unit of the fraction).
 PCAP_MAGICS: Final = {
@@ -35,6 +35,7 @@ class ReadCounters:
     Attributes:
         n_packets: packets in the blocks given out.
         n_bytes: captured bytes of these packets.
+        n_source_bytes: bytes taken from the file or pipe, as they lie there (compressed, with headers).
         n_without_time: packets that carry no time (pcapng simple packet blocks); they got the time of the
             packet before them, or 0.
         cut: the capture ended in the middle of a record, or could not be believed from some byte on.
@@ -43,6 +44,7 @@ class ReadCounters:
 
     n_packets: int = 0
     n_bytes: int = 0
+    n_source_bytes: int = 0
     n_without_time: int = 0
     cut: bool = False
     cut_message: str = ""
@@ -93,6 +95,7 @@ class CaptureReader(ABC):
         self._columns = Columns.allocate(MAX_BLOCK_PACKETS)
         self._ended = False
         self._open = ExitStack()
+        self._stream: StreamSource | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -107,9 +110,10 @@ class CaptureReader(ABC):
         self._ended = True
         self._open.close()
 
-    def closing(self, resources: ExitStack) -> Self:
-        """Take over what :meth:`close` shall close."""
+    def owning(self, resources: ExitStack, stream: StreamSource) -> Self:
+        """Take over what :meth:`close` shall close, and the stream below for ``counters.n_source_bytes``."""
         self._open = resources
+        self._stream = stream
         return self
 
     def __iter__(self) -> Iterator[PacketBlock]:
@@ -123,6 +127,9 @@ class CaptureReader(ABC):
         except BaseException:
             self._ended = True
             raise
+        finally:
+            if self._stream is not None:
+                self.counters.n_source_bytes = self._stream.n_bytes
         if n == 0:
             self._ended = True
             raise StopIteration

@@ -66,13 +66,14 @@ class DecompressedSource(ABC):
     def _unpack(self, view: memoryview) -> int:
         """Write unpacked bytes to the front of ``view``; 0 at the end, with ``damage`` set if it came too early."""
 
-    def _cut(self) -> int:
+    def _cut(self) -> bool:
+        """Note that the stream stops too early. Always False, as is the next one."""
         self.damage = f"the {self.kind} stream is cut off at its byte {self._in.position + len(self._in)}"
-        return 0
+        return False
 
-    def _damaged(self, what: object) -> int:
+    def _damaged(self, what: object) -> bool:
         self.damage = f"the {self.kind} stream is damaged near its byte {self._in.position}: {what}"
-        return 0
+        return False
 
 
 class GzipSource(DecompressedSource):
@@ -83,17 +84,23 @@ class GzipSource(DecompressedSource):
     def __init__(self, compressed: PieceBuffer, name: str, max_bytes: int | None) -> None:
         super().__init__(compressed, name, max_bytes)
         self._inflate: Any = zlib.decompressobj(wbits=31)
+        self._step_bytes = _GZIP_STEP_BYTES
 
     def _unpack(self, view: memoryview) -> int:
         source = self._in
         while True:
             if self._inflate.eof and not self._begin_member():
                 return 0
-            step = source.head(_GZIP_STEP_BYTES)
+            step = source.head(self._step_bytes)
+            before = self._inflate.copy()
             try:
                 out = self._inflate.decompress(step, len(view))
             except zlib.error as error:
-                return self._damaged(error)
+                if len(step) <= 1:
+                    return self._damaged(str(error).rpartition(": ")[2])
+                # The failing call keeps what it had unpacked: go up to the fault again, in smaller steps.
+                self._inflate, self._step_bytes = before, max(1, len(step) // 64)
+                continue
             source.begin += len(step) - len(self._inflate.unconsumed_tail) - len(self._inflate.unused_data)
             if out:
                 view[: len(out)] = out
@@ -104,13 +111,15 @@ class GzipSource(DecompressedSource):
     def _begin_member(self) -> bool:
         """Start the next member; False at the end of the stream or if something else follows."""
         source = self._in
-        while source.ensure(1) and source.head(1) == b"\0":
-            source.begin += 1
+        while source.ensure(1):
+            head = source.head(_GZIP_STEP_BYTES)
+            source.begin += len(head) - len(head.lstrip(b"\0"))
+            if len(source):
+                break
         if not source.ensure(len(GZIP_MAGIC)) and not len(source):
             return False
         if source.head(len(GZIP_MAGIC)) != GZIP_MAGIC:
-            self._damaged(f"got {source.head(2).hex()} behind a member, expected 1f8b or the end")
-            return False
+            return self._damaged(f"got {source.head(2).hex()} behind a member, expected 1f8b or the end")
         self._inflate = zlib.decompressobj(wbits=31)
         return True
 
@@ -137,6 +146,7 @@ class ZstdSource(DecompressedSource):
         self._context: Any = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
         self._frame: Any = None  # the library's object for the frame at hand; None between frames
         self._has_checksum = False
+        self._blocks_ended = False
         self._ready = memoryview(b"")
 
     def _unpack(self, view: memoryview) -> int:
@@ -151,29 +161,28 @@ class ZstdSource(DecompressedSource):
     def _advance(self) -> bool:
         """Go on by one frame header or block; False at the end or at damage."""
         try:
-            return self._begin_frame() if self._frame is None else self._unpack_block()
+            if self._frame is None:
+                return self._begin_frame()
+            return self._end_frame() if self._blocks_ended else self._unpack_block()
         except self._zstd.ZstdError as error:
-            self._damaged(error)
-            return False
+            return self._damaged(error)
 
     def _begin_frame(self) -> bool:
         source = self._in
         if not source.ensure(4):
-            return bool(self._cut()) if len(source) else False
+            return self._cut() if len(source) else False
         magic = int.from_bytes(source.head(4), "little")
         if magic & 0xFFFFFFF0 == _ZSTD_SKIPPABLE:
             if not source.ensure(8) or not source.skip(8 + int.from_bytes(source.head(8)[4:], "little")):
-                return bool(self._cut())
+                return self._cut()
             return True
         if source.head(4) != ZSTD_MAGIC:
-            return bool(
-                self._damaged(f"got {source.head(4).hex()} behind a frame, expected 28b52ffd or the end")
-            )
+            return self._damaged(f"got {source.head(4).hex()} behind a frame, expected 28b52ffd or the end")
         source.ensure(_ZSTD_MAX_HEADER_BYTES)  # a short last frame may have less
         head = source.head(_ZSTD_MAX_HEADER_BYTES)
         n = _zstd_header_bytes(head)
         if len(head) < n:
-            return bool(self._cut())
+            return self._cut()
         frame = self._zstd.get_frame_parameters(head)
         if frame.window_size > MAX_ZSTD_WINDOW_BYTES:
             raise CaptureError(
@@ -181,29 +190,33 @@ class ZstdSource(DecompressedSource):
                 f"{MAX_ZSTD_WINDOW_BYTES}; unpack it with `zstd -d --long=31`"
             )
         self._frame = self._context.decompressobj()
-        self._has_checksum = frame.has_checksum
+        self._has_checksum, self._blocks_ended = frame.has_checksum, False
         self._feed(n)
         return True
 
     def _unpack_block(self) -> bool:
-        """Feed one block, RFC 8878 section 3.1.1.2, with the checksum behind the last one."""
+        """Feed one block, RFC 8878 section 3.1.1.2."""
         source = self._in
         if not source.ensure(3):
-            return bool(self._cut())
+            return self._cut()
         header = int.from_bytes(source.head(3), "little")
         last, kind, size = header & 1, header >> 1 & 3, header >> 3
         if size > _ZSTD_MAX_BLOCK_BYTES:
-            return bool(
-                self._damaged(f"got a block of {size} bytes, expected at most {_ZSTD_MAX_BLOCK_BYTES}")
-            )
-        n = (
-            3 + (1 if kind == 1 else size) + (4 if last and self._has_checksum else 0)
-        )  # kind 1 repeats one byte
+            return self._damaged(f"got a block of {size} bytes, expected at most {_ZSTD_MAX_BLOCK_BYTES}")
+        n = 3 + (1 if kind == 1 else size)  # kind 1 repeats one byte
         if not source.ensure(n):
-            return bool(self._cut())
+            return self._cut()
         self._feed(n)
-        if last:
-            self._frame = None
+        self._blocks_ended = bool(last)
+        return True
+
+    def _end_frame(self) -> bool:
+        """Feed the checksum, behind the last block so that a wrong one loses nothing."""
+        if self._has_checksum:
+            if not self._in.ensure(4):
+                return self._cut()
+            self._feed(4)
+        self._frame = None
         return True
 
     def _feed(self, n: int) -> None:

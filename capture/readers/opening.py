@@ -62,8 +62,8 @@ def open_capture(
     """
     with ExitStack() as resources:
         stream, name = _open_stream(source, resources)
-        raw = PieceBuffer(StreamSource(stream, name), piece_bytes)
-        buffer = _unpacked(raw, name, piece_bytes, max_decompressed_bytes)
+        source_bytes = StreamSource(stream, name)
+        buffer = _unpacked(PieceBuffer(source_bytes, piece_bytes), name, piece_bytes, max_decompressed_bytes)
         buffer.ensure(4)
         magic = buffer.head(4)
         if magic in PCAP_MAGICS:
@@ -72,7 +72,7 @@ def open_capture(
             reader = PcapngReader(buffer, name, strict=strict)
         else:
             raise _not_a_capture(buffer, name)
-        return reader.closing(resources.pop_all())
+        return reader.owning(resources.pop_all(), source_bytes)
 
 
 def _open_stream(source: str | os.PathLike[str] | BinaryIO, resources: ExitStack) -> tuple[BinaryIO, str]:

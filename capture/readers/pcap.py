@@ -23,10 +23,8 @@ from capture.readers.source import MAX_RECORD_BYTES, PieceBuffer
 FILE_HEADER_BYTES: Final = 24
 # Records of up to this many bytes are believed whatever the snap length says (libpcap's MAXIMUM_SNAPLEN).
 _ANY_SNAPLEN_BYTES: Final = 262_144
-_LENGTH_ORDERS: Final = {
-    4: CAPTURED_LEN_FIRST,
-    3: SMALLER_IS_CAPTURED,
-}  # by minor version; WIRE_LEN_FIRST before
+# Order of a record's two lengths by minor version; in older files the wire length comes first.
+_LENGTH_ORDERS: Final = {4: CAPTURED_LEN_FIRST, 3: SMALLER_IS_CAPTURED}
 _LINK_TYPE_MASK: Final = 0x03FFFFFF  # the bits above hold the FCS length
 
 
@@ -96,10 +94,9 @@ class PcapReader(CaptureReader):
         return RECORD_HEADER_BYTES + self._captured_len()
 
     def _captured_len(self) -> int:
-        first, second = struct.unpack_from(
-            ">II" if self._big_endian else "<II", self._buffer.head(RECORD_HEADER_BYTES), 8
-        )
-        swapped = self._length_order == WIRE_LEN_FIRST
+        """Captured bytes that the record at hand claims."""
+        order = ">" if self._big_endian else "<"
+        first, second = struct.unpack_from(order + "II", self._buffer.head(RECORD_HEADER_BYTES), 8)
         if self._length_order == SMALLER_IS_CAPTURED:
-            swapped = first > second
-        return int(second if swapped else first)
+            return int(min(first, second))
+        return int(second if self._length_order == WIRE_LEN_FIRST else first)
