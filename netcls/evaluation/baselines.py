@@ -75,6 +75,13 @@ class BaselineAnswer:
     skipped: str = ""
 
 
+def majority_baseline(data: BaselineInput) -> BaselineAnswer:
+    """The most frequent class of the training part, for every test flow."""
+    counts = np.bincount(data.labels[data.train], minlength=data.n_labels)
+    answers = np.full(len(data.test), int(counts.argmax()), np.int64)
+    return BaselineAnswer("majority", "nothing; says the most frequent class of the training part", answers)
+
+
 def run_baselines(
     data: BaselineInput, *, seed: int = 0, threads: int = 2, on_progress: Callable[[str], None] | None = None
 ) -> list[BaselineAnswer]:
@@ -92,9 +99,7 @@ def run_baselines(
     tell = on_progress or (lambda _: None)
     n_packets = min(DEFAULT_PACKETS, data.packets.shape[1])
     tell("majority")
-    counts = np.bincount(data.labels[data.train], minlength=data.n_labels)
-    majority = np.full(len(data.test), int(counts.argmax()), np.int64)
-    answers = [BaselineAnswer("majority", "the most frequent class of the training part", majority)]
+    answers = [majority_baseline(data)]
     header, _ = header_features(data.records, data.packets, n_packets)
     views = [
         ("ports", "protocol and ports only", port_features(data.records)[0]),

@@ -1,0 +1,520 @@
+"""Fine-tuning, from labelled captures to a checkpoint folder with an honest card.
+
+    read -> label -> split -> train (validation picks the epoch) -> calibrate (calibration part)
+         -> test once, with baselines on the same flows -> checkpoint folder and report.json
+
+The state of a run lies in ``OUT.run`` until the checkpoint is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capture.errors import DataError, UsageError
+from netcls.datasets.build import BuildOptions, LabelledFlows
+from netcls.datasets.files import write_then_rename
+from netcls.datasets.prepare import Prepared, file_digest, prepare
+from netcls.datasets.sources import DataOptions
+from netcls.datasets.splits import CALIBRATION, TEST, TRAIN, VALIDATION, GroupRule, SplitKind, SplitOptions
+
+if TYPE_CHECKING:
+    from capture.representations.base import Representation
+    from models.checkpoint import Calibration, Checkpoint
+    from models.learning.batches import LabelledTokens
+    from models.learning.finetune import FinetuneResult
+
+Progress = Callable[[str, dict[str, Any]], None]
+
+METHODS: Final = ("full",)
+CORPUS_FILE: Final = "corpus.sha256"  # beside a backbone: the captures it was pre-trained on
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneOptions:
+    """All that decides a fine-tuning run.
+
+    Attributes:
+        data: labelled captures (directory of classes, table of captures, table of flows).
+        out: checkpoint folder to make; must not exist or be empty.
+        base: checkpoint to start from, a name or a folder (backbone, or classifier whose head is replaced);
+            None: from random weights.
+        method: what is trained; ``full``: everything.
+        label: column of the label. Tables only.
+        group: columns whose values together are a group. Tables only.
+        drop_labels: labels that are left out.
+        split: what test flows have not in common with training flows: capture, group, host, time or flow.
+        group_rule: ``tuple`` or ``each``, see `SplitOptions`.
+        leave_out: groups that are the test part; None: chosen by seed.
+        epochs: passes over the training flows.
+        batch: flows of a step.
+        learning_rate: peak, of the topmost layer.
+        balance: 0 draws flows as they are, 1 all classes equally often.
+        patience_epochs: stop after so many epochs without a better one; None: never.
+        max_seconds: training time, seconds; None: no limit.
+        seed: of sample, training, baselines and bootstrap.
+        split_seed: of the split; None: ``seed``.
+        max_flows_per_capture: flows of each class from each capture, 0: all.
+        tolerance_s: by how much times of rows and flows may differ, seconds.
+        unknown_quantile: share of known flows that stay below the unknown threshold; None: no threshold.
+        threads: of reading, training and trees; None: 2 for reading and trees, torch's own for training.
+        device: auto, cpu or cuda.
+        family: model family; taken from ``base`` where there is one.
+        representation: its settings; those left out at their defaults, or as in ``base``.
+        sizes: fields of the family's configuration; those left out at their defaults. Without ``base`` only.
+        baselines: train the baselines too; without them only the majority class is compared.
+        cache_dir: keeps what was read of each capture for the next run; None: nothing is kept.
+        resume: go on with an interrupted run of the same options.
+        licence: of the weights, for the card.
+    """
+
+    data: str
+    out: str
+    base: str | None = None
+    method: str = "full"
+    label: str = "label"
+    group: tuple[str, ...] = ()
+    drop_labels: tuple[str, ...] = ("background",)
+    split: SplitKind = "capture"
+    group_rule: GroupRule = "tuple"
+    leave_out: tuple[tuple[str, ...], ...] = ()
+    epochs: int = 30
+    batch: int = 64
+    learning_rate: float = 5e-4
+    balance: float = 0.5
+    patience_epochs: int | None = None
+    max_seconds: float | None = None
+    seed: int = 0
+    split_seed: int | None = None
+    max_flows_per_capture: int = 20
+    tolerance_s: float = 1.0
+    unknown_quantile: float | None = 0.95
+    threads: int | None = None
+    device: str = "auto"
+    family: str = "netmamba"
+    representation: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    baselines: bool = True
+    cache_dir: Path | None = None
+    resume: bool = False
+    licence: str = "not stated"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"method {self.method!r} is not available; choose {', '.join(METHODS)}")
+        if self.base is not None and self.sizes:
+            raise UsageError(
+                f"sizes {', '.join(self.sizes)} are given, but they follow from base {self.base!r}; leave them out"
+            )
+
+    def data_options(self) -> DataOptions:
+        """How the table is read."""
+        return DataOptions(self.label, self.group, self.drop_labels)
+
+    def build_options(self) -> BuildOptions:
+        """How flows are chosen."""
+        return BuildOptions(
+            self.max_flows_per_capture, self.seed, self.tolerance_s, self.threads or 2, self.cache_dir
+        )
+
+    def split_options(self) -> SplitOptions:
+        """How flows are divided."""
+        seed = self.seed if self.split_seed is None else self.split_seed
+        return SplitOptions(self.split, seed, rule=self.group_rule, leave_out=self.leave_out)
+
+
+def run_finetune(options: FinetuneOptions, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Train, calibrate, test, and write the checkpoint folder.
+
+    Args:
+        options: what to do.
+        on_progress: called with a stage (``read``, ``train``, ``test``, ``baselines``) and its details.
+
+    Returns:
+        The report, as JSON values; the same is in ``OUT/report.json``.
+
+    Raises:
+        DataError: the labelled data cannot be used.
+        CheckpointError: the base cannot be used, or the checkpoint cannot be written.
+        UsageError: the options contradict each other or the folder is in use.
+        KeyboardInterrupt: on Ctrl-C; the run can be resumed.
+    """
+    tell = on_progress or _silent
+    out = Path(options.out)
+    run_dir = check_out(out, resume=options.resume)
+    start_s = time.monotonic()
+    model = _Start.of(options)
+    prepared = prepare(
+        options.data,
+        model.representation,
+        options.data_options(),
+        options.build_options(),
+        options.split_options(),
+        on_progress=lambda done, total: tell("read", {"done": done, "total": total}),
+    )
+    read_s = time.monotonic() - start_s
+    overlap = corpus_overlap(model.base, prepared) if model.base is not None else ""
+    trained = _train(options, model, prepared, run_dir, tell)
+    tell("test", {})
+    checkpoint = _unsaved_checkpoint(out, model, prepared, trained)
+    result = _measure(options, prepared, checkpoint, tell)
+    result.report |= {
+        "out": str(out),
+        "data": {"path": str(options.data), **prepared.report.as_dict()},
+        "split": prepared.split_summary(),
+        "training": _training_facts(options, model, trained),
+        "seconds": {"read": read_s, "all": time.monotonic() - start_s},
+    }
+    limits = [*prepared.split.warnings, *([overlap] if overlap else [])]
+    result.report["warnings"] = [*prepared.report.warnings, *limits]
+    return _write(options, model, prepared, checkpoint, result, limits, run_dir)
+
+
+def _silent(_stage: str, _details: dict[str, Any]) -> None:
+    """Nobody listens."""
+
+
+def check_out(out: Path, *, resume: bool) -> Path:
+    """Where the run's state lies, after making sure that nothing there is lost.
+
+    Raises:
+        UsageError: the folder is in use, or there is nothing to resume.
+    """
+    run_dir = out.with_name(out.name + ".run")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: is already there; expected a new or empty folder, give another --out")
+    if resume and not (run_dir / "state.json").is_file():
+        raise UsageError(f"{run_dir}: holds no state of an interrupted run; start without --resume")
+    if not resume and run_dir.exists():
+        raise UsageError(
+            f"{run_dir}: an interrupted run lies there; give --resume, or remove it to start anew"
+        )
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"{out}: the folder {out.absolute().parent} does not exist; make it first")
+    return run_dir
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What training starts from: family, input, sizes, and the base if any."""
+
+    family: str
+    representation: Representation
+    config: Any
+    base: Checkpoint | None
+
+    @classmethod
+    def of(cls, options: FinetuneOptions) -> _Start:
+        from capture.representations import build
+        from models.families import family
+
+        if options.base is None:
+            kind = family(options.family)
+            representation = build(kind.representation, options.representation)
+            try:
+                config = kind.config_for(representation.settings(), **options.sizes)
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"sizes: {error}") from None
+            return cls(options.family, representation, config, None)
+        from models.checkpoint import load_checkpoint
+
+        base = load_checkpoint(options.base)
+        representation = build(base.representation, base.representation_settings | options.representation)
+        if representation.settings() != base.representation_settings:
+            raise UsageError(
+                f"representation {options.representation} contradicts base {options.base!r}, which has "
+                f"{base.representation_settings}; leave it out or choose another base"
+            )
+        return cls(base.family, representation, base.model_config, base)
+
+
+def _labelled_tokens(flows: LabelledFlows, rows: NDArray[np.intp]) -> LabelledTokens:
+    from models.learning.batches import LabelledTokens
+
+    return LabelledTokens(flows.tokens.take(rows), flows.labels[rows], flows.group[rows])
+
+
+def _train(
+    options: FinetuneOptions, start: _Start, prepared: Prepared, run_dir: Path, tell: Progress
+) -> FinetuneResult:
+    from models.learning.finetune import FinetuneSettings, finetune
+
+    flows, split = prepared.flows, prepared.split
+    settings = FinetuneSettings(
+        epochs=options.epochs,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        balance=options.balance,
+        patience_epochs=options.patience_epochs,
+        max_seconds=options.max_seconds,
+        seed=options.seed,
+        threads=options.threads,
+        device=options.device,
+    )
+    return finetune(
+        start.family,
+        start.config,
+        _labelled_tokens(flows, split.rows(TRAIN)),
+        _labelled_tokens(flows, split.rows(VALIDATION)),
+        len(flows.label_names),
+        settings,
+        init_state=None if start.base is None else start.base.state,
+        run_dir=run_dir,
+        resume=options.resume,
+        on_progress=lambda details: tell("train", details),
+    )
+
+
+def _unsaved_checkpoint(out: Path, start: _Start, prepared: Prepared, trained: FinetuneResult) -> Checkpoint:
+    """The trained network as a checkpoint in memory, not yet calibrated."""
+    import dataclasses
+
+    from models.checkpoint import Calibration, Checkpoint
+
+    config = start.config if isinstance(start.config, dict) else dataclasses.asdict(start.config)
+    return Checkpoint(
+        path=out,
+        kind="classifier",
+        family=start.family,
+        model_config=config,
+        representation=start.representation.name,
+        representation_version=start.representation.version,
+        representation_settings=start.representation.settings(),
+        labels=list(prepared.flows.label_names),
+        calibration=Calibration(),
+        card={},
+        state=trained.state,
+        digest="",
+    )
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What the calibration and test parts said."""
+
+    calibration: Calibration
+    comparison: Any
+    report: dict[str, Any]
+
+
+def _measure(
+    options: FinetuneOptions, prepared: Prepared, checkpoint: Checkpoint, tell: Progress
+) -> _Measured:
+    """Calibrate on the calibration part, then score the test part once, beside the baselines."""
+    from models.checkpoint import Calibration
+    from models.learning.calibration import fit_temperature, fit_unknown_threshold, softmax
+    from models.predictor import Predictor
+    from netcls.evaluation.metrics import confusion_matrix, score
+    from netcls.evaluation.report import compare
+
+    flows, split = prepared.flows, prepared.split
+    held, test = split.rows(CALIBRATION), split.rows(TEST)
+    repeated = np.flatnonzero(split.duplicate_of == TEST)
+    with Predictor(checkpoint, threads=options.threads, device=options.device) as predictor:
+        held_logits, test_logits, repeated_logits = (
+            predictor.logits(flows.tokens.take(rows)) for rows in (held, test, repeated)
+        )
+    temperature = fit_temperature(held_logits, flows.labels[held])
+    threshold = None
+    if options.unknown_quantile is not None:
+        unknown_scores = np.clip(1 - softmax(held_logits, temperature).max(axis=1), 0, 1)
+        threshold = fit_unknown_threshold(unknown_scores, options.unknown_quantile)
+    truth, predicted = flows.labels[test], test_logits.argmax(axis=1).astype(np.int64)
+    groups = bootstrap_units(prepared, test)
+    answers = _baselines(options, prepared, checkpoint, tell)
+    sees = f"{checkpoint.family}: {_seen(checkpoint)}"
+    comparison = compare(
+        truth, predicted, answers, groups, flows.label_names, model_sees=sees, seed=options.seed
+    )
+    all_rows = np.concatenate([test, repeated])
+    all_scores = score(
+        flows.labels[all_rows],
+        np.concatenate([predicted, repeated_logits.argmax(axis=1)]),
+        bootstrap_units(prepared, all_rows),
+        flows.label_names,
+        seed=options.seed,
+    )
+    report = {
+        "verdict": comparison.verdict,
+        "labels": list(flows.label_names),
+        "test": comparison.model.as_dict(),
+        "test_with_repeated_inputs": {
+            "flows": all_scores.n,
+            "macro_f1": all_scores.macro_f1,
+            "macro_f1_interval": list(all_scores.macro_f1_interval),
+            "accuracy": all_scores.accuracy,
+        },
+        "baselines": comparison.rows,
+        "difference_to_best_baseline": list(comparison.difference),
+        "calibration": _calibration_facts(test_logits, truth, temperature, threshold, len(held)),
+        "confusion_matrix": confusion_matrix(truth, predicted, len(flows.label_names)).tolist(),
+    }
+    return _Measured(Calibration(temperature, threshold), comparison, report)
+
+
+def bootstrap_units(prepared: Prepared, rows: NDArray[np.intp]) -> NDArray[np.int64]:
+    """What the intervals draw: whole captures, or the coarser units that the split keeps together.
+
+    With a split by flow, captures still: flows of one capture are no independent evidence.
+    """
+    flows = prepared.flows
+    by_kind = {"group": flows.group, "host": flows.host}
+    return by_kind.get(prepared.split.options.kind, flows.capture)[rows]
+
+
+def _baselines(
+    options: FinetuneOptions, prepared: Prepared, checkpoint: Checkpoint, tell: Progress
+) -> list[Any]:
+    from netcls.evaluation.baselines import BaselineInput, majority_baseline, run_baselines
+
+    flows, split = prepared.flows, prepared.split
+    data = BaselineInput(
+        flows.records,
+        flows.packets,
+        flows.labels,
+        split.rows(TRAIN),
+        split.rows(VALIDATION),
+        split.rows(TEST),
+        len(flows.label_names),
+        int(checkpoint.representation_settings.get("n_packets", 0)),
+    )
+    if not options.baselines:
+        return [majority_baseline(data)]
+    return run_baselines(
+        data,
+        seed=options.seed,
+        threads=options.threads or 2,
+        on_progress=lambda name: tell("baselines", {"name": name}),
+    )
+
+
+def _calibration_facts(
+    logits: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    temperature: float,
+    threshold: float | None,
+    n_flows: int,
+) -> dict[str, Any]:
+    """Calibration error of the test flows before and after the temperature."""
+    from models.learning.calibration import brier, ece, nll, softmax
+
+    facts: dict[str, Any] = {
+        "temperature": temperature,
+        "unknown_threshold": threshold,
+        "fitted_on_flows": n_flows,
+    }
+    for name, at in (("before", 1.0), ("after", temperature)):
+        probabilities = softmax(logits, at)
+        facts |= {
+            f"ece_{name}": ece(probabilities, truth),
+            f"nll_{name}": nll(probabilities, truth),
+            f"brier_{name}": brier(probabilities, truth),
+        }
+    if threshold is not None:
+        unknown = 1 - softmax(logits, temperature).max(axis=1) > threshold
+        facts["test_flows_called_unknown"] = float(np.mean(unknown))
+    return facts
+
+
+def corpus_overlap(base: Checkpoint, prepared: Prepared) -> str:
+    """A warning where test captures are, or may be, among those that the base was trained on; else empty."""
+    listing = base.path / CORPUS_FILE
+    if base.kind == "backbone" and listing.is_file():
+        seen = {line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()}
+        tested = prepared.captures_of(TEST)
+        both = sum(file_digest(path) in seen for path in tested)
+        if not both:
+            return ""
+        return (
+            f"{both} of {len(tested)} test captures are in the corpus that base {base.name!r} was pre-trained on; "
+            "the score is optimistic"
+        )
+    return f"base {base.name!r} has no list of its training captures; test captures may be among them"
+
+
+def _training_facts(options: FinetuneOptions, start: _Start, trained: FinetuneResult) -> dict[str, Any]:
+    return {
+        "method": options.method,
+        "base": None if start.base is None else {"name": start.base.name, "checkpoint": start.base.digest},
+        "epochs": len(trained.history),
+        "best_epoch": trained.best_epoch,
+        "batch": options.batch,
+        "learning_rate": options.learning_rate,
+        "balance": options.balance,
+        "seed": options.seed,
+        "elapsed_s": trained.history[-1]["elapsed_s"] if trained.history else 0.0,
+        "history": trained.history,
+    }
+
+
+def _seen(checkpoint: Checkpoint) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in checkpoint.representation_settings.items())
+    return f"{checkpoint.representation} input ({settings})"
+
+
+def _write(
+    options: FinetuneOptions,
+    start: _Start,
+    prepared: Prepared,
+    checkpoint: Checkpoint,
+    result: _Measured,
+    limits: list[str],
+    run_dir: Path,
+) -> dict[str, Any]:
+    """Write the checkpoint folder, then the report beside the weights, then forget the run's state."""
+    from netcls.evaluation.card import classifier_card
+    from netcls.provenance import code_version
+
+    report = result.report
+    report["code"] = code_version()
+    data = {key: value for key, value in report["data"].items() if key not in ("path", "warnings")}
+    training = {key: value for key, value in report["training"].items() if key != "history"}
+    card = classifier_card(
+        title=f"{checkpoint.name}: {start.family} fine-tuned on {len(prepared.flows.label_names)} classes",
+        comparison=result.comparison,
+        all_flows=report["test_with_repeated_inputs"],
+        calibration=report["calibration"],
+        data={"name": Path(options.data).name, "classes": len(checkpoint.labels), **data},
+        split=report["split"],
+        training=training,
+        code=report["code"],
+        licence=options.licence,
+        limits=limits,
+    )
+    saved = replace(checkpoint, calibration=result.calibration, card=card).save(options.out)
+    report["checkpoint"] = saved.digest
+    with write_then_rename(Path(options.out) / "report.json") as file:
+        file.write(json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+    shutil.rmtree(run_dir, ignore_errors=True)
+    return report
+
+
+def held_out_captures(options: FinetuneOptions) -> list[Path]:
+    """Captures that a fine-tuning run of these options calibrates or tests on, by path.
+
+    A backbone that such a run starts from must not have seen them.
+
+    Raises:
+        DataError: the labelled data cannot be used.
+    """
+    from netcls.datasets.prepare import evaluation_captures
+
+    prepared = prepare(
+        options.data,
+        _Start.of(options).representation,
+        options.data_options(),
+        options.build_options(),
+        options.split_options(),
+    )
+    captures = evaluation_captures(prepared)
+    if not captures:
+        raise DataError(f"{options.data}: no capture is in the test part")
+    return captures

@@ -1,0 +1,330 @@
+"""Pre-training, from unlabelled captures to a backbone checkpoint that lists what it has seen.
+
+The state of a run lies in ``OUT.run`` until the checkpoint is complete. ``corpus.sha256`` beside the weights
+has a line for each capture: its SHA-256 and its name, so that a later test can tell whether it was seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from capture.errors import DataError, UsageError
+from netcls.datasets.build import token_hashes
+from netcls.datasets.files import write_then_rename
+from netcls.datasets.prepare import file_digest
+from netcls.finetune import CORPUS_FILE, check_out
+from netcls.inputs import STDIN, find_captures
+
+if TYPE_CHECKING:
+    from capture.representations.base import Representation, TokenBatch
+    from models.learning.pretrain import PretrainResult
+
+Progress = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainOptions:
+    """All that decides a pre-training run.
+
+    Attributes:
+        data: captures, or folders that hold captures at any depth.
+        out: checkpoint folder to make; must not exist or be empty.
+        exclude: captures that must not be seen, by path, and text files (``.txt``, ``.sha256``) that list captures:
+            a path relative to the list, or a SHA-256, at the beginning of each line. A capture with the bytes of
+            an excluded one is left out under whatever name.
+        family: model family.
+        representation: its settings; those left out at their defaults.
+        sizes: fields of the family's configuration; those left out at their defaults.
+        steps: optimiser steps; None: by time alone.
+        max_seconds: training time, seconds; None: by steps alone.
+        batch: flows of a step.
+        learning_rate: for a batch of 256.
+        max_flows_per_capture: of each capture, a seeded sample; 0: all. Keeps scans from being the corpus.
+        min_packets: flows with fewer packets are left out.
+        seed: of everything random.
+        threads: of reading and training; None: 2 for reading, torch's own for training.
+        device: auto, cpu or cuda.
+        cache_dir: keeps what was read of each capture for the next run; None: nothing is kept.
+        resume: go on with an interrupted run of the same options.
+        licence: of the weights, for the card.
+    """
+
+    data: tuple[str, ...]
+    out: str
+    exclude: tuple[str, ...] = ()
+    family: str = "netmamba"
+    representation: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    max_seconds: float | None = None
+    batch: int = 128
+    learning_rate: float = 1e-3
+    max_flows_per_capture: int = 500
+    min_packets: int = 1
+    seed: int = 0
+    threads: int | None = None
+    device: str = "auto"
+    cache_dir: Path | None = None
+    resume: bool = False
+    licence: str = "not stated"
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.max_seconds is None:
+            raise UsageError("neither steps nor max_seconds is given; expected at least one limit")
+        if self.max_flows_per_capture < 0:
+            raise UsageError(
+                f"max_flows_per_capture is {self.max_flows_per_capture}; expected 1 or more, or 0 for all"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Model input to learn from, and where it came from.
+
+    Attributes:
+        tokens: one row a distinct input, in the order in which they were met.
+        captures: (SHA-256, name) of each capture that gave flows.
+        facts: counts, as JSON values.
+        warnings: one line each.
+    """
+
+    tokens: TokenBatch
+    captures: tuple[tuple[str, str], ...]
+    facts: dict[str, int]
+    warnings: tuple[str, ...]
+
+
+def run_pretrain(options: PretrainOptions, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Collect tokens, train, write the backbone's folder.
+
+    Args:
+        options: what to do.
+        on_progress: called with a stage (``read``, ``train``) and its details.
+
+    Returns:
+        The report, as JSON values; the same is in ``OUT/report.json``.
+
+    Raises:
+        DataError: no flow to learn from.
+        CheckpointError: the checkpoint cannot be written.
+        UsageError: the options contradict each other or the folder is in use.
+        KeyboardInterrupt: on Ctrl-C; the run can be resumed.
+    """
+    from capture.representations import build
+    from models.families import family
+    from models.learning.pretrain import PretrainSettings, pretrain
+
+    out = Path(options.out)
+    run_dir = check_out(out, resume=options.resume)
+    start_s = time.monotonic()
+    kind = family(options.family)
+    representation = build(kind.representation, options.representation)
+    try:
+        config = kind.config_for(representation.settings(), **options.sizes)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"sizes: {error}") from None
+    corpus = collect_corpus(options, representation, on_progress)
+    read_s = time.monotonic() - start_s
+    settings = PretrainSettings(
+        steps=options.steps,
+        max_seconds=options.max_seconds,
+        batch=options.batch,
+        base_learning_rate=options.learning_rate,
+        seed=options.seed,
+        threads=options.threads,
+        device=options.device,
+    )
+    trained = pretrain(
+        kind,
+        config,
+        corpus.tokens,
+        settings,
+        run_dir=run_dir,
+        resume=options.resume,
+        on_progress=None if on_progress is None else lambda details: on_progress("train", details),
+    )
+    report = {
+        "out": str(out),
+        "corpus": corpus.facts,
+        "training": _training_facts(options, trained),
+        "seconds": {"read": read_s, "all": time.monotonic() - start_s},
+        "warnings": list(corpus.warnings),
+    }
+    return _write(options, representation, dataclasses.asdict(config), corpus, trained, report, run_dir)
+
+
+def collect_corpus(
+    options: PretrainOptions, representation: Representation, on_progress: Progress | None = None
+) -> Corpus:
+    """The distinct model inputs of all captures that are not excluded.
+
+    Raises:
+        DataError: nothing is left to learn from.
+    """
+    from netcls.datasets.capture_flows import concatenate_tokens, process_captures
+
+    paths = sorted({Path(name) for place in options.data for name in _captures_of(place)})
+    excluded = _excluded_digests(options.exclude)
+    digests = [file_digest(path) for path in paths]
+    wanted = [(path, digest) for path, digest in zip(paths, digests, strict=True) if digest not in excluded]
+    seen: set[bytes] = set()
+    parts, captures, warnings = [], [], []
+    counts = {
+        "captures_excluded": len(paths) - len(wanted),
+        "captures_unreadable": 0,
+        "flows": 0,
+        "flows_sampled": 0,
+    }
+    flows_of = process_captures(
+        [path for path, _ in wanted],
+        representation,
+        at_most=options.max_flows_per_capture or None,
+        seed=options.seed,
+        threads=options.threads or 2,
+        cache_dir=options.cache_dir,
+        on_progress=None
+        if on_progress is None
+        else lambda done, total: on_progress("read", {"done": done, "total": total}),
+    )
+    for (path, digest), flows in zip(wanted, flows_of, strict=True):
+        if flows.error and not flows.n_packets:
+            counts["captures_unreadable"] += 1
+            warnings.append(flows.error)
+            continue
+        enough = np.flatnonzero(flows.records["packets"].sum(axis=1) >= options.min_packets)
+        tokens = flows.tokens.take(enough)
+        counts["flows"] += flows.n_flows
+        counts["flows_sampled"] += len(tokens)
+        new = _unseen(tokens, seen)
+        captures.append((digest, path.name))
+        parts.append(tokens.take(new))
+    if not seen:
+        raise DataError(
+            f"{', '.join(options.data)}: no flow to learn from in {len(wanted)} captures; give captures with IP traffic"
+        )
+    facts = {"captures": len(captures), **counts, "distinct_inputs": len(seen)}
+    return Corpus(concatenate_tokens(parts), tuple(captures), facts, tuple(warnings[:20]))
+
+
+def _unseen(tokens: TokenBatch, seen: set[bytes]) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """Rows whose input was not met before, each once; ``seen`` grows by them."""
+    rows = []
+    for row, digest in enumerate(token_hashes(tokens)):
+        if digest not in seen:
+            seen.add(digest)
+            rows.append(row)
+    return np.array(rows, np.intp)
+
+
+def _captures_of(place: str) -> list[str]:
+    if place == STDIN:
+        raise UsageError("pre-training reads captures more than once; give files or folders, not '-'")
+    found = find_captures(place)
+    for name in found:
+        if not Path(name).is_file():
+            raise DataError(f"{name}: does not exist; expected a capture or a folder of captures")
+    return found
+
+
+def _excluded_digests(exclude: Sequence[str]) -> set[str]:
+    """SHA-256 of every excluded capture.
+
+    Raises:
+        DataError: one is not there; to leave it in by mistake would spoil a test.
+    """
+    digests: set[str] = set()
+    for place in exclude:
+        path = Path(place)
+        if path.suffix in (".txt", ".sha256") and path.is_file():
+            for line in filter(None, path.read_text(encoding="utf-8").splitlines()):
+                digests.add(_listed_digest(line, path))
+        else:
+            digests.update(file_digest(Path(name)) for name in _captures_of(place))
+    return digests
+
+
+def _listed_digest(line: str, listing: Path) -> str:
+    first = line.split()[0] if line.split() else ""
+    if len(first) == 64 and all(character in "0123456789abcdef" for character in first):
+        return first
+    path = listing.parent / line.strip()
+    if not path.is_file():
+        raise DataError(
+            f"{listing}: lists {line.strip()[:80]!r}; expected a SHA-256 or the path of a capture that is there"
+        )
+    return file_digest(path)
+
+
+def _training_facts(options: PretrainOptions, trained: PretrainResult) -> dict[str, Any]:
+    return {
+        "steps": trained.steps,
+        "batch": options.batch,
+        "learning_rate": options.learning_rate,
+        "seed": options.seed,
+        "samples_per_s": trained.samples_per_s,
+        "loss": trained.history[-1]["loss"] if trained.history else None,
+        "history": trained.history,
+    }
+
+
+def _write(
+    options: PretrainOptions,
+    representation: Representation,
+    config: dict[str, Any],
+    corpus: Corpus,
+    trained: PretrainResult,
+    report: dict[str, Any],
+    run_dir: Path,
+) -> dict[str, Any]:
+    """Write the checkpoint folder, the lists beside it, and forget the run's state."""
+    from models.checkpoint import Calibration, save_checkpoint
+    from netcls.provenance import code_version
+
+    out = Path(options.out)
+    training = {key: value for key, value in report["training"].items() if key != "history"}
+    report["code"] = code_version()
+    facts = corpus.facts
+    card = {
+        "title": f"{out.name}: {options.family} backbone",
+        "summary": (
+            f"Pre-trained without labels on {facts['distinct_inputs']} distinct flows of {facts['captures']} captures, "
+            f"{trained.steps} steps of {options.batch}. It has no head and answers nothing before it is fine-tuned."
+        ),
+        "corpus": {**facts, "list": f"{CORPUS_FILE}: SHA-256 and name of each capture"},
+        "training": training,
+        "code": report["code"],
+        "licence": options.licence,
+        "known_limits": [
+            "A small corpus: claim a gain from pre-training only against random weights on the same split.",
+            "Test captures must not be in the corpus; fine-tuning compares their SHA-256 with the list.",
+        ],
+    }
+    saved = save_checkpoint(
+        out,
+        kind="backbone",
+        family=options.family,
+        model_config=config,
+        representation=representation.name,
+        representation_version=representation.version,
+        representation_settings=representation.settings(),
+        labels=[],
+        calibration=Calibration(),
+        card=card,
+        state=trained.state,
+    )
+    with write_then_rename(out / CORPUS_FILE) as file:
+        file.writelines(f"{digest}  {name}\n".encode(errors="replace") for digest, name in corpus.captures)
+    report["checkpoint"] = saved.digest
+    with write_then_rename(out / "report.json") as file:
+        file.write(json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+    shutil.rmtree(run_dir, ignore_errors=True)
+    return report
