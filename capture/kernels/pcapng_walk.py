@@ -11,7 +11,7 @@ import numpy as np
 from numba import int64, njit
 from numpy.typing import NDArray
 
-from capture.kernels.pcap_walk import u32
+from capture.kernels.pcap_walk import u32  # numba's cache does not notice a change there: touch this file too
 
 # Block types.
 SECTION_HEADER: Final = 0x0A0D0D0A  # a palindrome: the same in both byte orders
@@ -83,6 +83,18 @@ def units_to_ns(high: int, low: int, units_per_s: int, offset_s: int) -> int:
 
 
 @njit(cache=True, nogil=True)
+def least_block_bytes(kind: int) -> int:
+    """The length of the shortest block of a kind, so that its fixed fields may be read."""
+    if kind in (ENHANCED_PACKET, OBSOLETE_PACKET):
+        return int64(_ENHANCED_HEADER_BYTES + _TRAILER_BYTES)
+    if kind == SIMPLE_PACKET:
+        return int64(_SIMPLE_HEADER_BYTES + _TRAILER_BYTES)
+    if kind == INTERFACE_DESCRIPTION:
+        return int64(20)
+    return int64(12)
+
+
+@njit(cache=True, nogil=True)
 def walk_pcapng(
     data: NDArray[np.uint8],
     begin: int,
@@ -126,14 +138,7 @@ def walk_pcapng(
         if kind == SECTION_HEADER:
             return n, p, AT_SECTION, n_without_time
         length = u32(data, p + 4, big_endian)
-        least = int64(12)
-        if kind in (ENHANCED_PACKET, OBSOLETE_PACKET):
-            least = int64(_ENHANCED_HEADER_BYTES + _TRAILER_BYTES)
-        elif kind == SIMPLE_PACKET:
-            least = int64(_SIMPLE_HEADER_BYTES + _TRAILER_BYTES)
-        elif kind == INTERFACE_DESCRIPTION:
-            least = int64(20)
-        if length < least or length > max_block_bytes or length % 4 != 0:
+        if length < least_block_bytes(kind) or length > max_block_bytes or length % 4 != 0:
             return n, p, BAD_LENGTH, n_without_time
         if end - p < length:
             return n, p, NEEDS_BYTES, n_without_time
