@@ -194,6 +194,8 @@ def _is_free(family: Family, files: CheckpointFiles, name: str, value: Any) -> b
         family.config_for(files.representation_settings, **{name: value})
     except TypeError:
         return False
+    except (NetclsError, ValueError):  # taken, but it contradicts the defaults of the other sizes
+        return True
     return True
 
 

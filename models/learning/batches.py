@@ -93,7 +93,7 @@ def _quotas(counts: NDArray[np.intp], balance: float, rng: np.random.Generator) 
     share = counts.astype(np.float64) ** (1.0 - balance)
     ends = np.cumsum(share) * (counts.sum() / share.sum())
     rounded = np.floor(ends + rng.random()).astype(np.int64)
-    return np.maximum(np.diff(rounded, prepend=0), 1)
+    return np.asarray(np.maximum(np.diff(rounded, prepend=0), 1))
 
 
 def step_rows(n_flows: int, batch: int, seed: int, step: int) -> NDArray[np.int64]:
