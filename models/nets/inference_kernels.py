@@ -15,7 +15,8 @@ import numpy as np
 from numba import float32, njit
 from numpy.typing import NDArray
 
-from models.nets.fast_math import FAST, FAST_SUM, exp2_of_negative, softplus
+from models.nets.fast_math import FAST, exp2_of_negative, softplus
+from models.nets.norm_kernels import inverse_root_mean_square
 from models.nets.scan_kernels import advance_4_states, gate
 
 F32 = NDArray[np.float32]
@@ -57,13 +58,9 @@ def embed(flow_bytes: NDArray[np.uint8], weight: F32, positions: F32, x: F32) ->
                 add_scaled(x[b, t], float32(flow_bytes[b, t * stride + k]), weight[k])
 
 
-@njit(fastmath=FAST_SUM, error_model="numpy", nogil=True, cache=True)
-def normalise_row(x: F32, y: F32, eps: float) -> None:
-    """Divide by the root of the mean square plus eps; (D,)."""
-    total = float32(0.0)
-    for j in range(x.shape[0]):
-        total += x[j] * x[j]
-    factor = float32(1.0) / np.sqrt(total / float32(x.shape[0]) + eps)
+@njit(**_ROW)
+def scale(x: F32, factor: float, y: F32) -> None:
+    """Write y = x * factor; (D,)."""
     for j in range(x.shape[0]):
         y[j] = x[j] * factor
 
@@ -72,7 +69,7 @@ def normalise_row(x: F32, y: F32, eps: float) -> None:
 def normalise(x: F32, y: F32, eps: float) -> None:
     """RMSNorm without its weight, which is folded into the next projection; float32 (rows, D)."""
     for i in range(x.shape[0]):
-        normalise_row(x[i], y[i], eps)
+        scale(x[i], inverse_root_mean_square(x[i], eps), y[i])
 
 
 @njit(**_ROW)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.nets.causal_conv import causal_conv_silu
+from models.nets.rms_norm import RMSNorm
 from models.nets.scan import selective_scan
 
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -151,7 +152,7 @@ class MambaBlock(nn.Module):
         self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, drop_path: float = 0.0
     ) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(d_model, eps=1e-5)
+        self.norm = RMSNorm(d_model)
         self.mixer = MambaMixer(d_model, d_state, d_conv, expand)
         self.drop_path = drop_path
 

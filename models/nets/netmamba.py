@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from models.nets.mamba import MambaBlock, rescale_residual_projections
 from models.nets.netmamba_config import NetMambaConfig
+from models.nets.rms_norm import RMSNorm
 
 __all__ = ["NetMambaClassifier", "NetMambaConfig", "NetMambaPretrainer", "layer_index", "random_masking"]
 
@@ -52,7 +53,7 @@ class _Encoder(nn.Module):
         ]
         rescale_residual_projections(blocks)
         self.blocks = nn.ModuleList(blocks)
-        self.norm_f = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.norm_f = RMSNorm(config.d_model)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
@@ -145,7 +146,7 @@ class NetMambaPretrainer(_Encoder):
             MambaBlock(width, config.d_state, config.d_conv, config.expand)
             for _ in range(config.decoder_layers)
         )
-        self.decoder_norm_f = nn.RMSNorm(width, eps=1e-5)
+        self.decoder_norm_f = RMSNorm(width)
         self.decoder_pred = nn.Linear(width, config.stride)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         nn.init.trunc_normal_(self.decoder_pos_embed, std=0.02)

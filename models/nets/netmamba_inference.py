@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from models.nets import conv_kernels, inference_kernels
 from models.nets.fast_math import LOG2_E
+from models.nets.rms_norm import EPS
 from models.nets.workers import for_ranges
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 MICRO_BATCH = 4
 """Flows at a time: enough rows for the matrix products, few enough for the caches."""
-
-EPS = 1e-5
 
 
 @dataclass(frozen=True, slots=True)

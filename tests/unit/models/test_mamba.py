@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.nets.causal_conv import causal_conv_silu
 from models.nets.mamba import DT_MAX, DT_MIN, MambaBlock, MambaMixer
+from models.nets.rms_norm import RMSNorm
 from tests.reference import mamba as twin
 
 
@@ -54,6 +55,27 @@ def test_the_convolution_s_gradients_equal_autograd_of_conv1d(n_taps: int) -> No
     causal_conv_silu(slow[0][..., 12:], slow[1], slow[2]).backward(gy.double())
     for got, expected in zip(fast, slow, strict=True):
         torch.testing.assert_close(got.grad, expected.grad.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(3, 700, 20), (2, 7), (1, 1, 5)])
+def test_the_norm_and_its_gradients_equal_torch_in_float64(shape: tuple[int, ...]) -> None:
+    norm, x, gy = RMSNorm(shape[-1]), seeded(shape).requires_grad_(), seeded(shape, 1)
+    with torch.no_grad():
+        norm.weight += seeded((shape[-1],), 2)
+    y = norm(x)
+    y.backward(gy)
+    leaf, weight = x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()
+    expected = nn.functional.rms_norm(leaf, shape[-1:], weight, 1e-5)
+    expected.backward(gy.double())
+    torch.testing.assert_close(y, expected.float(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        y.detach().numpy(),
+        twin.rms_norm(x.detach().double().numpy(), weight.detach().numpy()),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    torch.testing.assert_close(x.grad, leaf.grad.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.weight.grad, weight.grad.float(), rtol=1e-5, atol=1e-4)
 
 
 def test_the_mixer_equals_the_float64_twin(block: MambaBlock) -> None:
