@@ -32,6 +32,8 @@ _COMMANDS = {
     "flows": "netcls.cli.classify:flows",
     "tokens": "netcls.cli.tokens:tokens",
     "models": "netcls.cli.models:models",
+    "finetune": "netcls.cli.train:finetune",
+    "pretrain": "netcls.cli.train:pretrain",
     "config": "netcls.cli.config:config",
 }
 

@@ -1,0 +1,314 @@
+"""``netcls finetune`` and ``netcls pretrain``: captures in, a checkpoint folder and a report out."""
+
+from __future__ import annotations
+
+import json as json_text
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from capture.errors import UsageError
+from netcls.cli.console import Progress, note, report
+from netcls.cli.options import (
+    NetclsCommand,
+    device_option,
+    json_option,
+    seed_option,
+    talk_options,
+    threads_option,
+)
+from netcls.output import Output
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SPLITS: Final = ("capture", "group", "host", "time", "flow")
+METHODS: Final = ("full",)
+
+
+def run_options(function: F) -> F:
+    """Options of both ways to train."""
+    for decorate in (
+        click.option("--licence", default="not stated", metavar="TEXT", help="Of the weights, for the card."),
+        click.option("--resume", is_flag=True, help="Go on with an interrupted run of the same options."),
+        click.option(
+            "--cache-dir",
+            metavar="DIR",
+            show_default="none",
+            help="Keeps what was read of each capture for the next run.",
+        ),
+        click.option(
+            "--size",
+            multiple=True,
+            metavar="KEY=VALUE",
+            show_default="the family's",
+            help="Field of the network's configuration, such as d_model=64; may repeat.",
+        ),
+        click.option(
+            "--representation",
+            multiple=True,
+            metavar="KEY=VALUE",
+            show_default="the representation's, or the base's",
+            help="Setting of the model's input, such as payload_bytes=0; may repeat.",
+        ),
+        click.option("--family", default="netmamba", metavar="NAME", help="Model family."),
+        click.option(
+            "--max-seconds",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            show_default="no limit",
+            help="Training time, seconds.",
+        ),
+        click.option("--out", required=True, metavar="DIR", help="Checkpoint folder to make; new or empty."),
+    ):
+        function = decorate(function)
+    return function
+
+
+@click.command("finetune", cls=NetclsCommand)
+@click.argument("data", metavar="DATA")
+@click.option("--base", metavar="NAME|DIR", show_default="random weights", help="Checkpoint to start from.")
+@click.option("--method", type=click.Choice(METHODS), default="full", help="What is trained.")
+@click.option(
+    "--split",
+    type=click.Choice(SPLITS),
+    default="capture",
+    help="What test flows have not in common with training flows.",
+)
+@click.option(
+    "--group-rule",
+    type=click.Choice(["tuple", "each"]),
+    default="tuple",
+    help="Whether a group is all its columns together, or each of them.",
+)
+@click.option(
+    "--leave-out",
+    multiple=True,
+    metavar="VALUE[,VALUE]",
+    show_default="chosen by seed",
+    help="A group that is tested on; may repeat.",
+)
+@click.option("--label", default="label", metavar="COLUMN", help="Column of the label (tables).")
+@click.option(
+    "--group",
+    metavar="COLUMN[,COLUMN]",
+    default="",
+    show_default="the table's group",
+    help="Columns whose values are a group (tables).",
+)
+@click.option(
+    "--drop-label",
+    multiple=True,
+    default=("background",),
+    metavar="LABEL",
+    help="Label that is left out; may repeat.",
+)
+@click.option(
+    "--epochs", type=click.IntRange(min=1), metavar="N", default=30, help="Passes over the training flows."
+)
+@click.option(
+    "--patience-epochs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="never",
+    help="Stop after so many epochs without a better one.",
+)
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=64, help="Flows of a step.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="RATE",
+    default=5e-4,
+    help="Peak, of the topmost layer.",
+)
+@click.option(
+    "--balance",
+    type=click.FloatRange(0, 1),
+    metavar="0..1",
+    default=0.5,
+    help="0 draws flows as they are, 1 all classes equally often.",
+)
+@click.option(
+    "--max-flows-per-capture",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=20,
+    help="Flows of each class from each capture; 0: all.",
+)
+@click.option(
+    "--tolerance-s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    default=1.0,
+    help="By how much times of rows and flows may differ, seconds.",
+)
+@click.option(
+    "--unknown-quantile",
+    type=click.FloatRange(0, 1),
+    metavar="0..1",
+    default=0.95,
+    help="Share of known flows that are not called unknown.",
+)
+@click.option("--baselines/--no-baselines", default=True, help="Train and score the baselines too.")
+@click.option(
+    "--split-seed",
+    type=click.IntRange(min=0),
+    metavar="N",
+    show_default="the seed",
+    help="Of the split.",
+)
+@run_options
+@seed_option
+@threads_option
+@device_option
+@json_option
+@talk_options
+def finetune(**options: Any) -> None:
+    """Labelled captures to a classifier and its report.
+
+    DATA is a folder with one sub-folder per class, or a CSV or Parquet table of captures (path,label) or of
+    flows (path,src_ip,src_port,dest_ip,dest_port,proto,label).
+    """
+    from netcls.finetune import FinetuneOptions, run_finetune
+
+    options["group"] = tuple(filter(None, options["group"].split(",")))
+    options["drop_labels"] = options["drop_label"]
+    options["leave_out"] = tuple(tuple(group.split(",")) for group in options["leave_out"])
+    made = FinetuneOptions(**_fields(options, FinetuneOptions.__dataclass_fields__))
+    with _Telling(options) as telling:
+        result = run_finetune(made, telling.on_progress)
+    _finish(options, result, _finetune_lines(result))
+
+
+@click.command("pretrain", cls=NetclsCommand)
+@click.argument("data", nargs=-1, required=True, metavar="DATA...")
+@click.option(
+    "--exclude",
+    multiple=True,
+    metavar="FILE",
+    help="Capture that must not be seen, or a .txt or .sha256 list of such; may repeat.",
+)
+@click.option(
+    "--steps", type=click.IntRange(min=1), metavar="N", show_default="by time alone", help="Optimiser steps."
+)
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=128, help="Flows of a step.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="RATE",
+    default=1e-3,
+    help="For a batch of 256 flows.",
+)
+@click.option(
+    "--max-flows-per-capture",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=500,
+    help="Of each capture, a seeded sample; 0: all.",
+)
+@click.option(
+    "--min-packets",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=1,
+    help="Leave out flows with fewer packets.",
+)
+@run_options
+@seed_option
+@threads_option
+@device_option
+@json_option
+@talk_options
+def pretrain(**options: Any) -> None:
+    """Unlabelled captures to a backbone checkpoint.
+
+    DATA is captures, or folders that hold captures at any depth. Give --steps, --max-seconds, or both.
+    """
+    from netcls.pretrain import PretrainOptions, run_pretrain
+
+    made = PretrainOptions(**_fields(options, PretrainOptions.__dataclass_fields__))
+    with _Telling(options) as telling:
+        result = run_pretrain(made, telling.on_progress)
+    _finish(options, result, _pretrain_lines(result))
+
+
+def _fields(options: dict[str, Any], names: Any) -> dict[str, Any]:
+    """The given options under the names of the dataclass that takes them."""
+    values = {name: value for name, value in options.items() if name in names}
+    for name, flag in (("representation", "representation"), ("sizes", "size")):
+        values[name] = dict(_key_value(text, flag) for text in options[flag])
+    values["cache_dir"] = Path(options["cache_dir"]) if options["cache_dir"] else None
+    return values
+
+
+def _key_value(text: str, flag: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise UsageError(f"--{flag} got '{text}', expected KEY=VALUE such as payload_bytes=0")
+    try:
+        return key, json_text.loads(value)
+    except ValueError:
+        return key, value
+
+
+class _Telling:
+    """Says on standard error how far a run is: a line that is drawn over, or one line a stage with --verbose."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._line = Progress(not (options["quiet"] or options["no_progress"]))
+        self._is_verbose = options["verbose"]
+        self._told = ""
+
+    def __enter__(self) -> _Telling:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._line.clear()
+
+    def on_progress(self, stage: str, details: dict[str, Any]) -> None:
+        text = " · ".join(
+            [stage, *(f"{name} {_short(value)}" for name, value in details.items() if value is not None)]
+        )
+        self._line.show(text)
+        milestone = f"{stage} {details.get('epoch', '')}"
+        if self._is_verbose and milestone != self._told:
+            self._told = milestone
+            self._line.clear()
+            note(text)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _finish(options: dict[str, Any], result: dict[str, Any], lines: list[str]) -> None:
+    if not options["quiet"]:
+        for text in result["warnings"]:
+            report("warning", text)
+    text = json_text.dumps(result, indent=1) if options["json"] else "\n".join(lines)
+    with Output() as output:
+        output.write(f"{text}\n".encode())
+
+
+def _finetune_lines(result: dict[str, Any]) -> list[str]:
+    from netcls.table import table_text
+
+    columns = ("name", ">macro-F1", ">low", ">high", ">accuracy", "sees")
+    numbers = ("macro_f1", "macro_f1_low", "macro_f1_high", "accuracy")
+    rows = [
+        [row["name"], *(_three_digits(row[number]) for number in numbers), row["note"] or row["sees"]]
+        for row in result["baselines"]
+    ]
+    table = table_text(columns, rows, on_terminal=False).rstrip("\n")
+    return [table, "", result["verdict"], f"checkpoint {result['checkpoint']} in {result['out']}"]
+
+
+def _three_digits(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _pretrain_lines(result: dict[str, Any]) -> list[str]:
+    from netcls.table import books_lines
+
+    return [*books_lines(result["corpus"]), f"checkpoint {result['checkpoint']} in {result['out']}"]
