@@ -1,0 +1,106 @@
+"""From key to row: open addressing with linear probing and backward-shift deletion.
+
+A slot is ``tag << 32 | row``; 0 is empty (row 0 is a sentinel, never a flow). The tag is 32 bits of the keyed hash:
+its low bits say where the slot belongs, all of it tells most strangers apart without touching their rows.
+There are always at least twice as many slots as flows, so a probe meets an empty one soon.
+
+Source: Knuth, The Art of Computer Programming 3, section 6.4, algorithms L and R.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+from capture.kernels.flow_state import CLIENT_IS_HIGH, flows_of, slots_of
+
+NOT_FOUND: Final = -1
+_ROW = 0xFFFFFFFF
+
+
+@njit(cache=True, nogil=True)
+def is_crowded(table):  # type: ignore[no-untyped-def]
+    """True if one more flow would fill more than half of the slots."""
+    return 2 * (table.n_open + 1) > table.n_slots
+
+
+@njit(cache=True, nogil=True)
+def _has_key(flow, packet):  # type: ignore[no-untyped-def]
+    if flow.key_rest != packet.rest or flow.key_inner_vlan != packet.inner_vlan:
+        return False
+    if flow.state & CLIENT_IS_HIGH:
+        low, high = flow.server, flow.client
+    else:
+        low, high = flow.client, flow.server
+    return (
+        low[1] == packet.low[1]
+        and high[1] == packet.high[1]
+        and low[0] == packet.low[0]
+        and high[0] == packet.high[0]
+    )
+
+
+@njit(cache=True, nogil=True)
+def find(table, packet):  # type: ignore[no-untyped-def]
+    """Row of the flow of a packet (a ROW_DTYPE record), or NOT_FOUND."""
+    slots = slots_of(table)
+    mask = slots.size - 1
+    tag = np.int64(packet.tag)
+    at = tag & mask
+    while True:
+        slot = slots[at]
+        if slot == 0:
+            return np.int64(NOT_FOUND)
+        if np.int64(slot >> np.uint64(32)) == tag:
+            row = np.int64(slot) & _ROW
+            if _has_key(flows_of(table)[row], packet):
+                return row
+        at = (at + 1) & mask
+
+
+@njit(cache=True, nogil=True)
+def _place(slots, tag, row):  # type: ignore[no-untyped-def]
+    mask = slots.size - 1
+    at = tag & mask
+    while slots[at] != 0:
+        at = (at + 1) & mask
+    slots[at] = np.uint64((tag << 32) | row)
+
+
+@njit(cache=True, nogil=True)
+def insert(table, row):  # type: ignore[no-untyped-def]
+    """Make the flow in ``row`` findable; its key is not in the index."""
+    _place(slots_of(table), np.int64(flows_of(table)[row].tag), row)
+
+
+@njit(cache=True, nogil=True)
+def remove(table, row):  # type: ignore[no-untyped-def]
+    """Take the flow in ``row`` out, and move up those that probed past it."""
+    slots = slots_of(table)
+    mask = slots.size - 1
+    hole = np.int64(flows_of(table)[row].tag) & mask
+    while np.int64(slots[hole]) & _ROW != row:
+        hole = (hole + 1) & mask
+    at = hole
+    while True:
+        at = (at + 1) & mask
+        slot = slots[at]
+        if slot == 0:
+            break
+        home = np.int64(slot >> np.uint64(32)) & mask
+        # It may move into the hole only if its home does not lie behind the hole.
+        if (at - home) & mask >= (at - hole) & mask:
+            slots[hole] = slot
+            hole = at
+    slots[hole] = 0
+
+
+@njit(cache=True, nogil=True)
+def rebuild(old, new):  # type: ignore[no-untyped-def]
+    """Enter every flow of the slots ``old`` into ``new``, a zeroed array of another power of two."""
+    for at in range(old.size):
+        slot = old[at]
+        if slot != 0:
+            _place(new, np.int64(slot >> np.uint64(32)), np.int64(slot) & _ROW)

@@ -1,0 +1,482 @@
+"""One pass over a block: every packet to its flow, flows out as they become ready or end.
+
+The rules, and why they are so, stand in docs/decisions/0004-flow-table.md; tests/reference/flow_table.py is the same in
+plain Python. A kernel returns early when its output is full. What it does before that point leaves a table
+on which the same packet can be tried again, so nothing depends on the size of blocks or outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+from capture.block import PACKET_FRAGMENT, PACKET_TRUNCATED
+from capture.flow_batch import (
+    QUALITY_DIRECTION_GUESSED,
+    QUALITY_FRAGMENTS,
+    QUALITY_MIDSTREAM,
+    QUALITY_ONE_WAY,
+    QUALITY_TIME_BACKWARDS,
+    QUALITY_TRUNCATED,
+    EndReason,
+)
+from capture.flow_key import TCP
+from capture.kernels.flow_index import NOT_FOUND, find, insert, is_crowded, remove
+from capture.kernels.flow_state import (
+    ACK,
+    ANSWERED,
+    CLIENT_IS_HIGH,
+    CLOSING,
+    FIN,
+    FIN_SEEN,
+    IDLE,
+    IS_CLOSING,
+    NEVER_NS,
+    NEXT,
+    NO_SLAB,
+    PACKET_BYTES,
+    PREV,
+    RECORD_WORDS,
+    RST,
+    SLAB_NEXT,
+    SLAB_PREV,
+    SYN,
+    SYN_KNOWN,
+    append,
+    bytes_at,
+    flows_of,
+    give_row,
+    give_slab,
+    links_of,
+    ready_data_of,
+    ready_packets_of,
+    records_at,
+    slab_data_of,
+    slab_packets_of,
+    take_row,
+    take_slab,
+    unlink,
+    words_of,
+)
+from capture.kernels.siphash import siphash_id
+
+# One packet can end its flow, evict two more, and make its own ready: rows that must be free before it is looked at.
+PACKET_ROWS: Final = 4
+# So many packets in a row, all older than the clock by more than a timeout, mean that the clock was wrong, not they.
+STALE_PACKETS: Final = 1000
+
+_IDLE = int(EndReason.IDLE)
+_ACTIVE = int(EndReason.ACTIVE)
+_END_DETECTED = int(EndReason.END_DETECTED)
+_LACK_OF_RESOURCES = int(EndReason.LACK_OF_RESOURCES)
+
+# Public on purpose: a flow id must be the same on every run and every host.
+_ID_K0 = np.uint64(0x6E6574636C732E66)
+_ID_K1 = np.uint64(0x6C6F772D69642E31)
+_ID_BITS = np.uint64((1 << 51) - 1)
+
+
+@njit(cache=True, nogil=True)
+def copy_padded(source, source_at, n, target, target_at, size):  # type: ignore[no-untyped-def]
+    """``n`` bytes and zeros up to ``size``. Loops: numba's slice assignment is an order of magnitude slower."""
+    for i in range(n):
+        target[target_at + i] = source[source_at + i]
+    for i in range(n, size):
+        target[target_at + i] = 0
+
+
+@njit(cache=True, nogil=True)
+def write_record(table, row, records, at):  # type: ignore[no-untyped-def]
+    """Copy the public part of a flow into the output."""
+    words = words_of(table)
+    for word in range(RECORD_WORDS):
+        records[at, word] = words[row, word]
+
+
+@njit(cache=True, nogil=True)
+def tick(table, ts_ns):  # type: ignore[no-untyped-def]
+    """Move the table clock to a packet's time; False if the packet is older than one before it.
+
+    ``newest_ns`` is the newest time seen and ``clock_ns`` counts how far it has moved. A step counts for at most what
+    ends every flow, so no time, however wrong, overflows; and flows age by ``clock_ns``, which never goes back.
+    """
+    time_ns = min(max(ts_ns, -NEVER_NS + 1), NEVER_NS - 1)
+    if time_ns <= table.newest_ns:
+        return time_ns == table.newest_ns
+    longest_ns = max(table.idle_ns, table.linger_ns) + 1
+    table.clock_ns += min(time_ns - table.newest_ns, longest_ns)
+    table.newest_ns = time_ns
+    return True
+
+
+@njit(cache=True, nogil=True)
+def recover_clock(table, ts_ns):  # type: ignore[no-untyped-def]
+    """Follow the packets if one wrong time (year 2106) has put ``newest_ns`` where they will never come."""
+    time_ns = min(max(ts_ns, -NEVER_NS + 1), NEVER_NS - 1)
+    if table.newest_ns - time_ns <= max(table.idle_ns, table.linger_ns):
+        table.n_stale = 0
+        return
+    table.n_stale += 1
+    if table.n_stale >= STALE_PACKETS:
+        table.newest_ns = time_ns
+        table.n_stale = 0
+
+
+@njit(cache=True, nogil=True)
+def has_room(table):  # type: ignore[no-untyped-def]
+    """True if whatever one packet brings forth fits into the output."""
+    return (
+        table.n_ended_rows + PACKET_ROWS <= table.max_ended_rows
+        and table.n_ready_rows + PACKET_ROWS <= table.max_ready_rows
+    )
+
+
+@njit(cache=True, nogil=True)
+def emit_ready(table, row):  # type: ignore[no-untyped-def]
+    """Copy the record and the kept packets of a flow out, and give its slab back."""
+    at = table.n_ready_rows
+    table.n_ready_rows = at + 1
+    table.ready += 1
+    write_record(table, row, records_at(table.ready_at, table.max_ready_rows), at)
+    flow = flows_of(table)[row]
+    slab = np.int64(flow.slab)
+    n_kept = np.int64(flow.n_kept)
+    size = table.n_packets * PACKET_BYTES
+    kept = bytes_at(table.slab_packets_at, table.max_slabs * size)
+    copy_padded(kept, slab * size, n_kept * PACKET_BYTES, ready_packets_of(table), at * size, size)
+    row_bytes = table.header_bytes + table.payload_bytes
+    size = table.n_byte_packets * row_bytes
+    filled = min(n_kept, table.n_byte_packets) * row_bytes
+    copy_padded(slab_data_of(table), slab * size, filled, ready_data_of(table), at * size, size)
+    give_slab(table, row)
+
+
+@njit(cache=True, nogil=True)
+def emit_ended(table, row, reason):  # type: ignore[no-untyped-def]
+    """Write a flow's last record, after its first packets if they are still here. The row stays as it is."""
+    flow = flows_of(table)[row]
+    flow.end_reason = reason
+    if flow.packets[0] == 0 or flow.packets[1] == 0:
+        flow.quality |= QUALITY_ONE_WAY
+    if flow.slab != NO_SLAB:
+        emit_ready(table, row)
+    at = table.n_ended_rows
+    table.n_ended_rows = at + 1
+    table.ended[reason] += 1
+    write_record(table, row, records_at(table.ended_at, table.max_ended_rows), at)
+
+
+@njit(cache=True, nogil=True)
+def end_flow(table, row, reason):  # type: ignore[no-untyped-def]
+    """End a flow and forget it."""
+    emit_ended(table, row, reason)
+    remove(table, row)
+    unlink(table, row, PREV)
+    give_row(table, row)
+
+
+@njit(cache=True, nogil=True)
+def is_overdue(table):  # type: ignore[no-untyped-def]
+    """True if some flow has been silent for too long."""
+    clock_ns = table.clock_ns
+    # The sentinels were "seen" far in the future: an empty list is never overdue.
+    return (
+        clock_ns - flows_of(table)[links_of(table)[IDLE, NEXT]].seen_ns > table.idle_ns
+        or clock_ns - flows_of(table)[links_of(table)[CLOSING, NEXT]].seen_ns > table.linger_ns
+    )
+
+
+@njit(cache=True, nogil=True)
+def expire(table):  # type: ignore[no-untyped-def]
+    """End what is overdue, longest overdue first. False if the output is full before all are out."""
+    clock_ns = table.clock_ns
+    while True:
+        idle = np.int64(links_of(table)[IDLE, NEXT])
+        closing = np.int64(links_of(table)[CLOSING, NEXT])
+        # The sentinels were "seen" far in the future: an empty list is never overdue.
+        idle_overdue_ns = clock_ns - flows_of(table)[idle].seen_ns - table.idle_ns
+        closing_overdue_ns = clock_ns - flows_of(table)[closing].seen_ns - table.linger_ns
+        if idle_overdue_ns <= 0 and closing_overdue_ns <= 0:
+            return True
+        if not has_room(table):
+            return False
+        if closing_overdue_ns >= idle_overdue_ns:
+            end_flow(table, closing, _END_DETECTED)
+        else:
+            end_flow(table, idle, _IDLE)
+
+
+@njit(cache=True, nogil=True)
+def oldest_row(table):  # type: ignore[no-untyped-def]
+    """The least recently seen flow, a closing one first if equal; a sentinel if there is none."""
+    idle = np.int64(links_of(table)[IDLE, NEXT])
+    closing = np.int64(links_of(table)[CLOSING, NEXT])
+    return closing if flows_of(table)[closing].seen_ns <= flows_of(table)[idle].seen_ns else idle
+
+
+@njit(cache=True, nogil=True)
+def is_new_connection(flow, direction, tcp_flags, seq):  # type: ignore[no-untyped-def]
+    """True for a SYN that reuses the ports of a connection that has ended or lost its end.
+
+    A SYN repeated with its old sequence number is a retransmission, at any time. Another number on a flow that
+    nobody has answered is another attempt of the same flow.
+    """
+    if tcp_flags & (SYN | ACK | RST) != SYN:
+        return False
+    if flow.state & (SYN_KNOWN << direction) and flow.syn_seq[direction] == seq:
+        return False
+    return flow.state & (IS_CLOSING | ANSWERED) != 0
+
+
+@njit(cache=True, nogil=True)
+def begin(table, row, packet):  # type: ignore[no-untyped-def]
+    """Zero the counters of a flow whose identity is set, number it, and give it a slab."""
+    flow = flows_of(table)[row]
+    flow.serial = table.next_serial
+    table.next_serial += 1
+    low, high = packet.low, packet.high
+    flow_id = siphash_id(
+        _ID_K0,
+        _ID_K1,
+        low[0],
+        low[1],
+        high[0],
+        high[1],
+        packet.rest,
+        np.uint64(packet.ts_ns),
+        np.uint64(packet.inner_vlan),
+    )
+    flow.flow_id = np.int64(max(flow_id & _ID_BITS, np.uint64(1)))
+    flow.first_ts_ns = flow.last_ts_ns = packet.ts_ns
+    flow.started_ns = table.clock_ns
+    for direction in range(2):
+        flow.packets[direction] = 0
+        flow.frame_bytes[direction] = 0
+        flow.ip_bytes[direction] = 0
+        flow.payload_bytes[direction] = 0
+        flow.tcp_flags[direction] = 0
+    flow.end_reason = 0
+    flow.n_kept = 0
+    flow.slab = NO_SLAB
+    if table.n_packets > 0:
+        take_slab(table, row)
+
+
+@njit(cache=True, nogil=True)
+def make_slab_room(table):  # type: ignore[no-untyped-def]
+    """End the least recently seen flow that still holds a slab, if there is no slab left."""
+    if table.n_packets > 0 and table.n_slabs_held == table.max_slabs:
+        end_flow(table, np.int64(links_of(table)[IDLE, SLAB_NEXT]), _LACK_OF_RESOURCES)
+
+
+@njit(cache=True, nogil=True)
+def open_flow(table, packet):  # type: ignore[no-untyped-def]
+    """A new flow for a packet; returns its row. Ends others where memory is short."""
+    if table.n_open == table.max_flows:
+        end_flow(table, oldest_row(table), _LACK_OF_RESOURCES)
+    make_slab_room(table)
+    row = take_row(table)
+    flow = flows_of(table)[row]
+    tcp_flags = np.int64(packet.tcp_flags)
+    # A SYN-ACK is an answer: who gets it is the client.
+    is_turned = tcp_flags & (SYN | ACK | RST) == SYN | ACK
+    client_is_high = np.int64(packet.swapped) ^ np.int64(is_turned)
+    for word in range(2):
+        flow.client[word] = packet.high[word] if client_is_high else packet.low[word]
+        flow.server[word] = packet.low[word] if client_is_high else packet.high[word]
+    flow.client_port = packet.dst_port if is_turned else packet.src_port
+    flow.server_port = packet.src_port if is_turned else packet.dst_port
+    flow.vlan[0] = packet.vlan[0]
+    flow.vlan[1] = packet.vlan[1]
+    flow.protocol = packet.protocol
+    flow.ip_version = packet.ip_version
+    flow.quality = 0
+    if packet.protocol == TCP and tcp_flags & SYN == 0:
+        flow.quality = QUALITY_MIDSTREAM | QUALITY_DIRECTION_GUESSED
+    flow.key_rest = packet.rest
+    flow.key_inner_vlan = packet.inner_vlan
+    flow.tag = packet.tag
+    flow.state = client_is_high
+    begin(table, row, packet)
+    insert(table, row)
+    append(table, row, IDLE, PREV)
+    return row
+
+
+@njit(cache=True, nogil=True)
+def restart_flow(table, row, packet):  # type: ignore[no-untyped-def]
+    """Active timeout: the record ends, its successor goes on in the same row with what is known of the connection."""
+    emit_ended(table, row, _ACTIVE)
+    make_slab_room(table)
+    flows_of(table)[row].quality &= QUALITY_MIDSTREAM | QUALITY_DIRECTION_GUESSED
+    begin(table, row, packet)
+
+
+@njit(cache=True, nogil=True)
+def follow_tcp(flow, direction, tcp_flags, seq, ack):  # type: ignore[no-untyped-def]
+    """What a TCP packet says about the connection."""
+    state = np.int64(flow.state)
+    flow.tcp_flags[direction] |= np.uint8(tcp_flags)
+    if tcp_flags & (SYN | RST) == SYN:
+        flow.syn_seq[direction] = seq
+        state |= SYN_KNOWN << direction
+        if tcp_flags & ACK and not state & (SYN_KNOWN << (1 - direction)):
+            # It acknowledges the SYN that the capture lacks, or has yet to show.
+            flow.syn_seq[1 - direction] = np.uint32((np.int64(ack) - 1) & 0xFFFFFFFF)
+            state |= SYN_KNOWN << (1 - direction)
+    if tcp_flags & FIN:
+        state |= FIN_SEEN << direction
+    if tcp_flags & RST or state & (3 * FIN_SEEN) == 3 * FIN_SEEN:
+        state |= IS_CLOSING
+    flow.state = state
+
+
+@njit(cache=True, nogil=True)
+def count_packet(flow, packet, direction):  # type: ignore[no-untyped-def]
+    """Add a packet to the counters, times and quality of its flow."""
+    ts_ns = packet.ts_ns
+    if ts_ns < flow.last_ts_ns:
+        flow.quality |= QUALITY_TIME_BACKWARDS
+    else:
+        flow.last_ts_ns = ts_ns
+    flow.packets[direction] += 1
+    flow.frame_bytes[direction] += np.int64(packet.wire_len)
+    flow.ip_bytes[direction] += np.int64(packet.ip_len)
+    flow.payload_bytes[direction] += np.int64(packet.payload_len)
+    if packet.flags & PACKET_TRUNCATED:
+        flow.quality |= QUALITY_TRUNCATED
+    if packet.flags & PACKET_FRAGMENT:
+        flow.quality |= QUALITY_FRAGMENTS
+    if flow.packets[1 - direction] > 0:
+        flow.state |= ANSWERED
+
+
+@njit(cache=True, nogil=True)
+def keep_packet(table, packet, slab, k, direction):  # type: ignore[no-untyped-def]
+    """Write a packet into its flow's slab as the ``k``-th of the flow, its bytes too if k < M."""
+    l3 = np.int64(packet.l3_offset)
+    payload_at = np.int64(packet.payload_offset)
+    kept = slab_packets_of(table)[slab * table.n_packets + k]
+    kept.ts_ns = packet.ts_ns
+    kept.wire_len = packet.wire_len
+    kept.ip_len = packet.ip_len
+    kept.payload_len = packet.payload_len
+    kept.tcp_seq = packet.tcp_seq
+    kept.tcp_ack = packet.tcp_ack
+    kept.tcp_window = packet.tcp_window
+    kept.header_len = min(payload_at - l3, 0xFFFF)
+    kept.l4_offset = min(np.int64(packet.l4_offset) - l3, 0xFFFF)
+    kept.direction = direction
+    kept.tcp_flags = packet.tcp_flags
+    kept.ttl = packet.ttl
+    kept.tos = packet.tos
+    if k >= table.n_byte_packets:
+        return
+    # Behind the IP packet there may be Ethernet padding; it is not the flow's.
+    end = min(np.int64(packet.captured_len), l3 + np.int64(packet.ip_len))
+    n_header = max(min(payload_at - l3, end - l3, table.header_bytes), 0)
+    n_payload = max(min(end - payload_at, np.int64(packet.payload_len), table.payload_bytes), 0)
+    at = (slab * table.n_byte_packets + k) * (table.header_bytes + table.payload_bytes)
+    data = bytes_at(table.data_at, table.data_bytes)
+    rows = slab_data_of(table)
+    copy_padded(data, packet.offset + l3, n_header, rows, at, table.header_bytes)
+    at += table.header_bytes
+    copy_padded(data, packet.offset + payload_at, n_payload, rows, at, table.payload_bytes)
+
+
+@njit(cache=True, nogil=True)
+def touch(table, row):  # type: ignore[no-untyped-def]
+    """Move a flow to the newest end of the list where it now belongs."""
+    flow = flows_of(table)[row]
+    flow.seen_ns = table.clock_ns
+    head = CLOSING if flow.state & IS_CLOSING else IDLE
+    # Packets come in bursts: often it is the newest already.
+    if links_of(table)[row, NEXT] != head:
+        unlink(table, row, PREV)
+        append(table, row, head, PREV)
+    if flow.slab != NO_SLAB and links_of(table)[row, SLAB_NEXT] != IDLE:
+        unlink(table, row, SLAB_PREV)
+        append(table, row, IDLE, SLAB_PREV)
+
+
+@njit(cache=True, nogil=True)
+def join(table, packet, row, direction):  # type: ignore[no-untyped-def]
+    """The packet becomes part of the flow in ``row``."""
+    flow = flows_of(table)[row]
+    count_packet(flow, packet, direction)
+    tcp_flags = np.int64(packet.tcp_flags)
+    if tcp_flags != 0:
+        follow_tcp(flow, direction, tcp_flags, packet.tcp_seq, packet.tcp_ack)
+    touch(table, row)
+    if flow.slab != NO_SLAB:
+        k = np.int64(flow.n_kept)
+        keep_packet(table, packet, np.int64(flow.slab), k, direction)
+        flow.n_kept = k + 1
+        if k + 1 == table.n_packets:
+            emit_ready(table, row)
+
+
+@njit(cache=True, nogil=True)
+def update_flows(tables, rows, start):  # type: ignore[no-untyped-def]
+    """Work through the packets from ``start`` on.
+
+    Returns:
+        The packet to go on with, the block's length if all are done. It stops before a packet when the output may not
+        hold what the packet brings forth, or when the index wants to be larger (``is_crowded``).
+    """
+    table = tables[0]
+    for i in range(start, rows.size):
+        packet = rows[i]
+        if not packet.is_decoded:
+            continue
+        if not has_room(table) or (is_crowded(table) and table.n_open < table.max_flows):
+            return i
+        ts_ns = packet.ts_ns
+        is_on_time = tick(table, ts_ns)
+        if is_overdue(table) and not expire(table):
+            return i
+        table.packets += 1
+        if not is_on_time:
+            table.time_backwards += 1
+        recover_clock(table, ts_ns)
+        row = find(table, packet)
+        direction = np.int64(0)
+        if row != NOT_FOUND:
+            flow = flows_of(table)[row]
+            direction = np.int64(packet.swapped) ^ (np.int64(flow.state) & CLIENT_IS_HIGH)
+            if is_new_connection(flow, direction, np.int64(packet.tcp_flags), packet.tcp_seq):
+                end_flow(table, row, _END_DETECTED)
+                row = np.int64(NOT_FOUND)
+            elif table.clock_ns - flow.started_ns > table.active_ns:
+                restart_flow(table, row, packet)
+        if row == NOT_FOUND:
+            row = open_flow(table, packet)
+            direction = np.int64(packet.swapped) ^ (np.int64(flows_of(table)[row].state) & CLIENT_IS_HIGH)
+        join(table, packet, row, direction)
+    return rows.size
+
+
+@njit(cache=True, nogil=True)
+def advance_clock(tables, now_ns):  # type: ignore[no-untyped-def]
+    """Let time pass without a packet. False if the output is full before all that is overdue is out."""
+    table = tables[0]
+    tick(table, now_ns)
+    if not expire(table):
+        return False
+    recover_clock(table, now_ns)
+    return True
+
+
+@njit(cache=True, nogil=True)
+def end_all(tables, reason):  # type: ignore[no-untyped-def]
+    """End every flow, least recently seen first: closing ones by END_DETECTED. False if the output is full before."""
+    table = tables[0]
+    while table.n_open > 0:
+        if not has_room(table):
+            return False
+        row = oldest_row(table)
+        is_closing = flows_of(table)[row].state & IS_CLOSING
+        end_flow(table, row, _END_DETECTED if is_closing else reason)
+    return True
