@@ -198,7 +198,7 @@ def _ip_lengths(data, at, end, frame_end, wanted):  # type: ignore[no-untyped-de
     """(reason, version, header length, IP length) of the fixed IP header; 0 stands for what is not known.
 
     A length of 0 is what segmentation offload leaves (and RFC 2675 jumbograms say): what the frame holds.
-    A length beyond the frame is believed: sliced captures keep the header and rewrite the record.
+    A length beyond the frame is believed: some tools that slice packets write the new length as the frame's.
     """
     if at >= end:
         return _TRUNCATED_IP, 0, 0, 0
