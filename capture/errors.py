@@ -8,6 +8,7 @@
     ├── CheckpointError         a checkpoint is missing, damaged or of another kind (raised by ``models``)
     ├── TrainingError           a training run cannot go on: it diverged (raised by ``models.learning``)
     ├── DataError               labelled data cannot be used (raised by ``netcls.datasets``)
+    ├── OutputError             the output cannot be written (in ``netcls.output``)
     └── UsageError              a flag, configuration key or environment variable is wrong (raised by ``netcls``)
 
 A *packet* is never an exception: it gets a :class:`capture.reject.Reject` reason and is counted.
