@@ -80,11 +80,15 @@ _ID_BITS = np.uint64((1 << 51) - 1)
 
 @njit(cache=True, nogil=True)
 def copy_padded(source, source_at, n, target, target_at, size):  # type: ignore[no-untyped-def]
-    """``n`` bytes and zeros up to ``size``. Loops: numba's slice assignment is an order of magnitude slower."""
+    """``n`` bytes and zeros up to ``size``.
+
+    Loops, because numba's slice assignment is an order of magnitude slower; unsigned, because an index that may be
+    negative keeps LLVM from making vectors of them.
+    """
     for i in range(n):
-        target[target_at + i] = source[source_at + i]
+        target[np.uint64(target_at + i)] = source[np.uint64(source_at + i)]
     for i in range(n, size):
-        target[target_at + i] = 0
+        target[np.uint64(target_at + i)] = 0
 
 
 @njit(cache=True, nogil=True)
