@@ -72,6 +72,43 @@ def event_schema() -> Any:
     )
 
 
+class RowGroups:
+    """A Parquet file, written in row groups of many small batches: each group costs some 10 KB.
+
+    Args:
+        output: an object with ``write``; see :class:`netcls.output.Output`.
+        schema: pyarrow.Schema of every batch.
+        n_rows: of a row group, about.
+    """
+
+    def __init__(self, output: Any, schema: Any, n_rows: int) -> None:
+        require_pyarrow()
+        from pyarrow import parquet
+
+        self._writer = parquet.ParquetWriter(output, schema, compression="zstd")
+        self._schema = schema
+        self._n_rows = n_rows
+        self._pending: list[Any] = []
+        self._n_pending = 0
+
+    def write(self, batch: Any) -> None:
+        """Take a pyarrow.RecordBatch."""
+        self._pending.append(batch)
+        self._n_pending += len(batch)
+        if self._n_pending >= self._n_rows:
+            self._write_group()
+
+    def close(self) -> None:
+        """Write what is pending, and the footer."""
+        if self._pending:
+            self._write_group()
+        self._writer.close()
+
+    def _write_group(self) -> None:
+        self._writer.write_table(require_pyarrow().Table.from_batches(self._pending, self._schema))
+        self._pending, self._n_pending = [], 0
+
+
 def record_batch(batch: EventBatch) -> Any:
     """The events of a batch as a pyarrow.RecordBatch, one row a flow."""
     pa = require_pyarrow()

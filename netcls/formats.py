@@ -20,6 +20,8 @@ from netcls.output import Output
 
 FORMATS: Final = ("table", "jsonl", "csv", "parquet")
 
+_ROW_GROUP_FLOWS: Final = 50_000
+
 # A spreadsheet takes a cell that begins with one of these as a formula.
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
 
@@ -99,25 +101,22 @@ class CsvWriter(EventWriter):
 
 
 class ParquetWriter(EventWriter):
-    """One row group a batch; the flat schema of :mod:`netcls.arrow`."""
+    """The flat schema of :mod:`netcls.arrow`."""
 
     def __init__(self, output: Output) -> None:
-        from netcls.arrow import event_schema, require_pyarrow
+        from netcls.arrow import RowGroups, event_schema
 
-        require_pyarrow()
-        from pyarrow import parquet
-
-        self._writer = parquet.ParquetWriter(output, event_schema(), compression="zstd")
+        self._groups = RowGroups(output, event_schema(), _ROW_GROUP_FLOWS)
 
     def write(self, batch: EventBatch) -> None:
-        """One row group."""
+        """Take the rows; a row group is written when it is full."""
         from netcls.arrow import record_batch
 
-        self._writer.write_batch(record_batch(batch))
+        self._groups.write(record_batch(batch))
 
     def finish(self) -> None:
-        """Write the footer, without which the file is none."""
-        self._writer.close()
+        """Write the last rows and the footer, without which the file is none."""
+        self._groups.close()
 
 
 def csv_text(names: Iterable[str], rows: Iterable[dict[str, Any]], *, with_header: bool = True) -> bytes:

@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,8 @@ from netcls.event import as_dict, events_of
 from netcls.event_batch import EventBatch
 from netcls.formats import refuse_terminal
 from netcls.output import Output
+
+_ROW_GROUP_FLOWS: Final = 10_000
 
 
 def representation_of(model: str) -> Representation:
@@ -128,21 +130,19 @@ class TokensAsParquet:
     """Columns ``pcap_filename``, ``flow_id``, ``packets_used``, and a list of numbers for every token array."""
 
     def __init__(self, output: Output, representation: Representation) -> None:
-        from netcls.arrow import require_pyarrow
+        from netcls.arrow import RowGroups, require_pyarrow
 
         require_pyarrow()
-        from pyarrow import parquet
-
-        first = _parquet_batch("", *_no_flows(representation))
-        self._writer = parquet.ParquetWriter(output, first.schema, compression="zstd")
+        schema = _parquet_batch("", *_no_flows(representation)).schema
+        self._groups = RowGroups(output, schema, _ROW_GROUP_FLOWS)
 
     def write(self, path: str, flows: FlowBatch, tokens: TokenBatch) -> None:
-        """One row group."""
-        self._writer.write_batch(_parquet_batch(path, flows, tokens))
+        """Take the rows; a row group is written when it is full."""
+        self._groups.write(_parquet_batch(path, flows, tokens))
 
     def finish(self) -> None:
-        """Write the footer."""
-        self._writer.close()
+        """Write the last rows and the footer."""
+        self._groups.close()
 
 
 def _parquet_batch(path: str, flows: FlowBatch, tokens: TokenBatch) -> Any:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from netcls import formats
 from netcls.event import as_dict, encode_line, events_of, stats_event
 from netcls.event_batch import EventBatch
 from netcls.flat import column_names, flat_row
@@ -113,6 +114,19 @@ def test_parquet_keeps_every_field_and_the_nanoseconds(tmp_path: Path) -> None:
     assert table["flow_end"].cast(pa.int64()).to_pylist() == [START_NS + 3_999_999_999] * 3
     assert table["timestamp"].cast(pa.int64()).to_pylist()[0] == START_NS + 1_000_000
     assert pa.types.is_dictionary(table.schema.field("netcls_label").type)
+
+
+def test_parquet_puts_small_batches_together_and_loses_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_ROW_GROUP_FLOWS", 4)
+    written(
+        "parquet", tmp_path / "x", *[classified(record(flow_id=i), source=f"{i}.pcap") for i in range(10)]
+    )
+    file = parquet.ParquetFile(tmp_path / "x")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [4, 4, 2]
+    assert file.read()["flow_id"].to_pylist() == list(range(10))
+    assert file.read()["pcap_filename"].to_pylist() == [f"{i}.pcap" for i in range(10)]
 
 
 def test_parquet_of_no_flows_is_a_table_with_all_columns(tmp_path: Path) -> None:
