@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from models.nets import conv_kernels, inference_kernels
@@ -210,9 +210,17 @@ _ready: WeakKeyDictionary[NetMambaClassifier, tuple[object, FastNetMamba]] = Wea
 
 
 def covers(model: NetMambaClassifier) -> bool:
-    """Whether :class:`FastNetMamba` can run this model: on a CPU, float32, states in fours."""
+    """Whether :class:`FastNetMamba` can run this model: on a CPU, float32, states in fours, every projection plain.
+
+    A wrapped projection (an adapter, a quantised layer) computes more than its ``weight`` says, so it is left to the
+    module.
+    """
     weight = model.head.weight
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and model.config.d_state % 4 == 0
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or model.config.d_state % 4:
+        return False
+    mixers = [block.mixer for block in cast("list[MambaBlock]", list(model.blocks))]
+    linears = [layer for m in mixers for layer in (m.in_proj, m.x_proj, m.dt_proj, m.out_proj)]
+    return all(type(layer) is nn.Linear for layer in (*linears, model.head))
 
 
 def fast_netmamba(model: NetMambaClassifier) -> FastNetMamba:

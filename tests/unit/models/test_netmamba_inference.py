@@ -83,6 +83,20 @@ def test_what_it_does_not_cover_goes_through_the_module(change: dict[str, int]) 
     np.testing.assert_allclose(fast(model, flows).numpy(), expected, atol=1e-5)
 
 
+def test_a_wrapped_projection_is_not_bypassed() -> None:
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    model, flows = classifier(), some_bytes(2, 80)
+    plain = fast(model, flows)
+    wrapped = Doubled(64, 32, bias=False)
+    wrapped.load_state_dict(model.blocks[1].mixer.out_proj.state_dict())
+    model.blocks[1].mixer.out_proj = wrapped
+    assert (fast(model, flows) - plain).abs().max() > 1e-3
+    assert torch.equal(fast(model, flows), model(flows))
+
+
 def test_a_flow_s_logits_do_not_depend_on_its_batch_mates() -> None:
     model = classifier()
     flows = some_bytes(11, 80)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -270,27 +272,42 @@ def test_many_threads_may_scan_at_once() -> None:
     assert all(torch.equal(answer, expected) for answer in answers)
 
 
-BOUNDS = """
+def test_a_second_derivative_is_refused_and_never_silently_zero() -> None:
+    inputs = [x.requires_grad_() for x in make_inputs(1, 5, 8, 4)]
+    (gradient,) = torch.autograd.grad(selective_scan(*inputs).square().sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+EVERY_KERNEL = """
 import torch
 from tests.unit.models import test_scan, test_mamba, test_netmamba_inference
 for shape in test_scan.SHAPES[:2]:
-    inputs = [x.requires_grad_() for x in test_scan.make_inputs(*shape)]
-    test_scan.selective_scan(*inputs).sum().backward()
-test_mamba.test_the_convolution_equals_its_twin((2, 5, 6, 4))
+    test_scan.test_output_and_all_gradients_equal_the_float64_twin(shape, "cpu")
+for shape in ((2, 5, 6, 4), (3, 2, 5, 4)):
+    test_mamba.test_the_convolution_equals_its_twin(shape)
+test_mamba.test_the_convolution_s_gradients_equal_autograd_of_conv1d(4)
+test_mamba.test_the_norm_and_its_gradients_equal_torch_in_float64((2, 7))
 test_netmamba_inference.test_the_fast_path_gives_the_logits_of_the_module(40, 2)
-print("within bounds")
+print("all equal")
 """
 
 
+def run_every_kernel(environment: dict[str, str], cache: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-c", EVERY_KERNEL]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
-def test_no_kernel_reads_or_writes_past_an_array(tmp_path: os.PathLike[str]) -> None:
-    environment = {
-        **os.environ,
-        "NUMBA_BOUNDSCHECK": "1",
-        "NUMBA_CACHE_DIR": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", BOUNDS], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.stdout == "within bounds\n", done.stderr
+def test_no_kernel_reads_or_writes_past_an_array(tmp_path: Path) -> None:
+    done = run_every_kernel({"NUMBA_BOUNDSCHECK": "1"}, tmp_path)
+    assert done.stdout == "all equal\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86-64")
+@pytest.mark.parametrize("processor", ["haswell", "x86-64"])
+def test_the_kernels_are_right_without_avx_512(processor: str, tmp_path: Path) -> None:
+    done = run_every_kernel({"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": ""}, tmp_path)
+    assert done.stdout == "all equal\n", done.stderr
