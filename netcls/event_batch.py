@@ -60,11 +60,6 @@ class Answers:
     top_index: NDArray[np.int32]
     top_probability: NDArray[np.float32]
 
-    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp] | slice) -> Answers:
-        """The given rows, in the given order."""
-        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "model"}
-        return Answers(model=self.model, **columns)
-
     def take(self, rows: NDArray[np.bool_]) -> Answers:
         """The answers of the rows that are True."""
         columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "model"}
