@@ -255,6 +255,8 @@ def begin(table, row, packet):  # type: ignore[no-untyped-def]
     flow.flow_id = np.int64(max(flow_id & _ID_BITS, np.uint64(1)))
     flow.first_ts_ns = flow.last_ts_ns = packet.ts_ns
     flow.started_ns = table.clock_ns
+    flow.vlan[0] = packet.vlan[0]
+    flow.vlan[1] = packet.vlan[1]
     for direction in range(2):
         flow.packets[direction] = 0
         flow.frame_bytes[direction] = 0
@@ -292,8 +294,6 @@ def open_flow(table, packet):  # type: ignore[no-untyped-def]
         flow.server[word] = packet.low[word] if client_is_high else packet.high[word]
     flow.client_port = packet.dst_port if is_turned else packet.src_port
     flow.server_port = packet.src_port if is_turned else packet.dst_port
-    flow.vlan[0] = packet.vlan[0]
-    flow.vlan[1] = packet.vlan[1]
     flow.protocol = packet.protocol
     flow.ip_version = packet.ip_version
     flow.quality = 0
