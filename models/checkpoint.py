@@ -204,6 +204,8 @@ def resolve_name(name_or_dir: str | os.PathLike[str]) -> Path:
 def checkpoint_names(root: Path | None = None) -> dict[str, str]:
     """Names of the checkpoints that ship, aliases first: name -> folder below ``models/pretrained``."""
     root = PRETRAINED if root is None else root
+    if not root.is_dir():
+        return {}
     folders = {path.name: path.name for path in sorted(root.iterdir()) if (path / "config.json").exists()}
     aliases: dict[str, str] = {}
     for path in sorted(root.glob("*.json")):

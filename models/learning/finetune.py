@@ -43,6 +43,7 @@ Progress = Callable[[dict[str, Any]], None]
 Augment = Callable[[dict[str, NDArray[Any]], np.random.Generator], dict[str, NDArray[Any]]]
 
 _WITHOUT_DECAY = ("pos_embed", "cls_token")
+_POSITION = ("epoch", "step_in_epoch", "loss_sum", "history", "best_epoch", "finished")
 # May change when a run is resumed: where and how long it runs, not what it computes.
 _FREE = ("patience_epochs", "max_seconds", "threads", "device", "save_every_s", "validation_batch")
 
@@ -234,7 +235,7 @@ class _Finetuning:
         return FinetuneResult(self._best, self._history, self._best_epoch)
 
     def restore(self) -> None:
-        position, self._best = self._learner.restore()
+        position, self._best = self._learner.restore(_POSITION)
         self._epoch = position["epoch"]
         self._step_in_epoch = position["step_in_epoch"]
         self._loss_sum = position["loss_sum"]
@@ -243,15 +244,15 @@ class _Finetuning:
         self._finished = position["finished"]
 
     def _save(self) -> None:
-        position = {
-            "epoch": self._epoch,
-            "step_in_epoch": self._step_in_epoch,
-            "loss_sum": self._loss_sum,
-            "history": self._history,
-            "best_epoch": self._best_epoch,
-            "finished": self._finished,
-        }
-        self._learner.save(position, self._best)
+        values = (
+            self._epoch,
+            self._step_in_epoch,
+            self._loss_sum,
+            self._history,
+            self._best_epoch,
+            self._finished,
+        )
+        self._learner.save(dict(zip(_POSITION, values, strict=True)), self._best)
 
     def _save_if_interrupted(self) -> None:
         if self._interrupt.requested:

@@ -177,7 +177,7 @@ class _Pretraining:
         learner.model.train()
 
     def restore(self) -> None:
-        position, _ = self._learner.restore()
+        position, _ = self._learner.restore(("history", "loss_sum", "n_losses"))
         self._history = position["history"]
         self._loss_sum = position["loss_sum"]
         self._n_losses = position["n_losses"]

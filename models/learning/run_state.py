@@ -240,11 +240,24 @@ class Learner:
         self._folder.save(self.step, position | mine, tensors)
         self._saved_s = time.monotonic()
 
-    def restore(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Go back to the saved state; returns the position and ``more``."""
+    def restore(self, keys: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Go back to the saved state.
+
+        Args:
+            keys: that the position was saved with.
+
+        Returns:
+            The position and ``more``.
+
+        Raises:
+            CheckpointError: if there is no state, or it is damaged or another run's.
+        """
         import torch
 
         position, tensors = self._folder.load()
+        check_keys(
+            f"{self._folder.path / 'state.json'}: position", position, (*keys, "step", "lr", "elapsed_s")
+        )
         parts: dict[str, dict[str, Tensor]] = {
             "model": {},
             "first_moment": {},
@@ -253,8 +266,14 @@ class Learner:
         }
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
-            parts[part][rest] = tensor.clone()
-        self.model.load_state_dict(parts["model"])
+            parts.setdefault(part, {})[rest] = tensor.clone()
+        try:
+            self.model.load_state_dict(parts["model"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self._folder.path}: the saved weights do not fit ({str(error).splitlines()[0]}); "
+                "start without --resume"
+            ) from None
         self.step = int(position["step"])
         self.learning_rate = float(position["lr"])
         for name, parameter in self.model.named_parameters():

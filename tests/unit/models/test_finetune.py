@@ -140,6 +140,15 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
         run(tmp_path, resume=True)
 
 
+def test_a_state_without_its_position_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    state = json.loads((tmp_path / "state.json").read_text())
+    del state["position"]["best_epoch"]
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"state\.json: position: got no key 'best_epoch'"):
+        run(tmp_path, resume=True)
+
+
 def test_the_best_epoch_is_given_back_and_not_the_last(tmp_path: Path) -> None:
     # A rate far too high: later epochs get worse.
     settings = dataclasses.replace(SETTINGS, epochs=12, learning_rate=1.0, warmup_share=0.9)
