@@ -34,7 +34,9 @@ class Outcome:
 
 def plain(records: Any) -> list[dict[str, Any]]:
     """Records (an array, or a list of single ones) as dicts, so that a difference can be read."""
-    return [{name: np.asarray(record[name]).tolist() for name in FLOW_DTYPE.names or ()} for record in records]
+    return [
+        {name: np.asarray(record[name]).tolist() for name in FLOW_DTYPE.names or ()} for record in records
+    ]
 
 
 def gather(steps: Iterable[FlowStep], keep: KeepSpec = NO_KEEP) -> Outcome:
