@@ -29,7 +29,7 @@ class AnswerStore:
     Args:
         model: who answers.
         n_top: best labels to keep of each flow; at least two are kept for the runner-up, where there are two.
-        unknown_threshold: flows whose unknown score is at least this are unknown; None: none is.
+        unknown_threshold: flows whose unknown score is above this are unknown; None: none is.
     """
 
     def __init__(self, model: ModelName, n_top: int, unknown_threshold: float | None) -> None:
@@ -68,7 +68,7 @@ class AnswerStore:
         rows["probability"] = np.take_along_axis(probabilities, order, axis=1)
         rows["unknown_score"] = unknown_score
         if self._threshold is not None:
-            rows["unknown"] = unknown_score >= self._threshold
+            rows["unknown"] = unknown_score > self._threshold
         rows["packets_used"] = packets_used
         rows["ts_ns"] = ts_ns
         slots = self._take_slots(len(serial))

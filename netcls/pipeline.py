@@ -169,9 +169,14 @@ class Run:
                         yield from self._take(step, pending, path)
             except CaptureError as error:
                 failure = error
+            except KeyboardInterrupt:
+                # Flows that have ended are delivered before the run stops.
+                yield from self._hand_out(pending, path)
+                raise
             if reader.counters.cut:
                 self.counters.captures_cut += 1
-                self.warnings.append(reader.counters.message)
+                if failure is None:
+                    self.warnings.append(reader.counters.cut_message)
         # What was read before an error is answered and counted like everything else.
         for step in table.flush(EndReason.FORCED):
             yield from self._take(step, pending, path)
@@ -212,10 +217,11 @@ class Run:
         counted, books = table.counters, self.counters
         books.packets_in_flows += counted.packets
         books.flows_started += counted.flows_started
-        books.time_backwards += counted.time_backwards
-        books.flow_memory_peak_bytes = max(books.flow_memory_peak_bytes, counted.memory_peak_bytes)
-        for reason, n_flows in counted.ended_by_reason().items():
-            books.flows_ended[reason] = books.flows_ended.get(reason, 0) + n_flows
+        books.time_backwards += counted.packets_time_backwards
+        books.flow_memory_peak_bytes = max(books.flow_memory_peak_bytes, counted.memory_bytes)
+        for reason, n_flows in counted.flows_ended.items():
+            name = reason.name.lower()
+            books.flows_ended[name] = books.flows_ended.get(name, 0) + n_flows
 
 
 class _Pending:
