@@ -61,7 +61,7 @@ class AnswerStore:
             packets_used: (F,).
             ts_ns: (F,), time of the last packet that each answer used.
         """
-        rows = np.zeros(len(serial), self._rows.dtype)
+        rows: NDArray[Any] = np.zeros(len(serial), self._rows.dtype)
         # A stable sort of the negated values: equal probabilities give the lower label index, always.
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, : self._n_kept]
         rows["index"] = order
