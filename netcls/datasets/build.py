@@ -380,9 +380,7 @@ def remove_duplicates(flows: LabelledFlows, split: Split) -> None:
 
 def token_hashes(tokens: TokenBatch) -> list[bytes]:
     """16 bytes for each flow's model input; equal where the inputs are."""
-    arrays = [
-        np.ascontiguousarray(array).reshape(len(array), -1) for _, array in sorted(tokens.arrays.items())
-    ]
+    arrays = [np.ascontiguousarray(array) for _, array in sorted(tokens.arrays.items())]
     return [
         hashlib.blake2b(b"".join(array[row].tobytes() for array in arrays), digest_size=16).digest()
         for row in range(len(tokens))
