@@ -21,7 +21,7 @@ from capture.errors import DataError, UsageError
 from netcls.datasets.build import token_hashes
 from netcls.datasets.files import write_then_rename
 from netcls.datasets.prepare import file_digest
-from netcls.finetune import CORPUS_FILE, check_out
+from netcls.finetune import CORPUS_FILE, check_out, wait_passively
 from netcls.inputs import STDIN, find_captures
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def run_pretrain(options: PretrainOptions, on_progress: Progress | None = None) 
         UsageError: the options contradict each other or the folder is in use.
         KeyboardInterrupt: on Ctrl-C; the run can be resumed.
     """
+    wait_passively()
     from capture.representations import build
     from models.families import family
     from models.learning.pretrain import PretrainSettings, pretrain

@@ -41,7 +41,9 @@ def classifier_card(
     summary = (
         f"{comparison.verdict} Macro-F1 on test flows {model.macro_f1:.3f} "
         f"({model.confidence:.0%} interval {low:.3f} to {high:.3f}, bootstrap over {model.n_groups} groups), "
-        f"accuracy {model.accuracy:.3f}, {model.n} flows. Split: {split['description']}."
+        f"accuracy {model.accuracy:.3f}, {model.n} flows; "
+        f"with the test flows whose input was seen before, macro-F1 {all_flows['macro_f1']:.3f} on "
+        f"{all_flows['flows']} flows. Split: {split['description']}."
     )
     return {
         "title": title,
