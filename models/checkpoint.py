@@ -82,7 +82,7 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """The folder's name, as events show it."""
-        return self.path.name
+        return self.path.resolve().name
 
     @property
     def representation_id(self) -> str:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # Flows that wait for the model, or ended flows that wait for them, before a batch is made of them.
 READY_FLOWS = 256
 ENDED_FLOWS = 4096
+# A block this small says that the source (a pipe, a slow disk) has nothing more for now: what is done is handed out.
+SMALL_BLOCK_PACKETS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,8 @@ class Run:
                     self.counters.count_rejects(decoded.reject)
                     for step in table.push(block, decoded):
                         yield from self._take(step, pending, path)
+                    if len(block) < SMALL_BLOCK_PACKETS:
+                        yield from self._hand_out(pending, path)
             except CaptureError as error:
                 failure = error
             except KeyboardInterrupt:
@@ -194,9 +198,8 @@ class Run:
             yield from self._hand_out(pending, path)
 
     def _hand_out(self, pending: _Pending, path: str) -> Iterator[EventBatch]:
-        if self._answerer:
-            for ready in pending.ready:
-                self._answerer.answer(ready)
+        if self._answerer and pending.ready:
+            self._answerer.answer(_joined(pending.ready))
         pending.ready.clear()
         ended, pending.ended = pending.ended, []
         for flows in ended:
@@ -236,3 +239,14 @@ class _Pending:
 
     def n_ended(self) -> int:
         return sum(len(batch) for batch in self.ended)
+
+
+def _joined(batches: list[FlowBatch]) -> FlowBatch:
+    """Batches of one flow table as one."""
+    if len(batches) == 1:
+        return batches[0]
+    return FlowBatch(
+        np.concatenate([batch.records for batch in batches]),
+        np.concatenate([batch.packets for batch in batches]),
+        np.concatenate([batch.data for batch in batches]),
+    )
