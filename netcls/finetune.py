@@ -498,10 +498,12 @@ def _write(
     )
     saved = replace(checkpoint, calibration=result.calibration, card=card).save(options.out)
     report["checkpoint"] = saved.digest
+    text = json.dumps(report, indent=1, ensure_ascii=False)
     with write_then_rename(Path(options.out) / "report.json") as file:
-        file.write(json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+        file.write(text.encode(errors="surrogateescape") + b"\n")
     shutil.rmtree(run_dir, ignore_errors=True)
-    return report
+    values: dict[str, Any] = json.loads(text)
+    return values
 
 
 def held_out_captures(options: FinetuneOptions) -> list[Path]:

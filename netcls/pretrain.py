@@ -325,7 +325,9 @@ def _write(
     with write_then_rename(out / CORPUS_FILE) as file:
         file.writelines(f"{digest}  {name}\n".encode(errors="replace") for digest, name in corpus.captures)
     report["checkpoint"] = saved.digest
+    text = json.dumps(report, indent=1, ensure_ascii=False)
     with write_then_rename(out / "report.json") as file:
-        file.write(json.dumps(report, indent=1, ensure_ascii=False).encode() + b"\n")
+        file.write(text.encode(errors="surrogateescape") + b"\n")
     shutil.rmtree(run_dir, ignore_errors=True)
-    return report
+    values: dict[str, Any] = json.loads(text)
+    return values
