@@ -71,7 +71,8 @@ def test_a_checkpoint_is_made_that_loads_and_says_how_it_was_measured(options, d
     assert report["test"]["macro_f1"] == 1.0
     assert report["baselines"][1]["name"] == "majority"
     card = checkpoint.card
-    assert card["summary"].startswith("This model beats every baseline that was run; the best is majority")
+    # Two captures of a class are few: the interval cannot exclude that they say nothing.
+    assert card["summary"].startswith("This model does not clearly beat the baseline majority")
     assert "by capture file: no test capture was trained on (seed 0)" in card["summary"]
     assert card["licence"] == "MIT"
     assert card["metrics"]["macro_f1"] == 1.0
