@@ -9,7 +9,6 @@ The state of a run lies in ``OUT.run`` until the checkpoint is complete.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -25,18 +24,19 @@ from netcls.datasets.build import BuildOptions, LabelledFlows
 from netcls.datasets.files import write_then_rename
 from netcls.datasets.prepare import Prepared, file_digest, prepare
 from netcls.datasets.sources import DataOptions
-from netcls.datasets.splits import CALIBRATION, TEST, TRAIN, VALIDATION, GroupRule, SplitKind, SplitOptions
+from netcls.datasets.splits import TEST, TRAIN, VALIDATION, GroupRule, SplitKind, SplitOptions
+from netcls.evaluation.heldout import Measured, MeasureOptions, measure
+from netcls.training_run import CORPUS_FILE, check_out, wait_passively
 
 if TYPE_CHECKING:
     from capture.representations.base import Representation
-    from models.checkpoint import Calibration, Checkpoint
+    from models.checkpoint import Checkpoint
     from models.learning.batches import LabelledTokens
     from models.learning.finetune import FinetuneResult
 
 Progress = Callable[[str, dict[str, Any]], None]
 
 METHODS: Final = ("full",)
-CORPUS_FILE: Final = "corpus.sha256"  # beside a backbone: the captures it was pre-trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,10 @@ class FinetuneOptions:
             self.max_flows_per_capture, self.seed, self.tolerance_s, self.threads or 2, self.cache_dir
         )
 
+    def measure_options(self) -> MeasureOptions:
+        """How the trained network is measured."""
+        return MeasureOptions(self.seed, self.threads, self.device, self.unknown_quantile, self.baselines)
+
     def split_options(self) -> SplitOptions:
         """How flows are divided."""
         seed = self.seed if self.split_seed is None else self.split_seed
@@ -165,48 +169,24 @@ def run_finetune(options: FinetuneOptions, on_progress: Progress | None = None) 
     read_s = time.monotonic() - start_s
     overlap = corpus_overlap(model.base, prepared) if model.base is not None else ""
     trained = _train(options, model, prepared, run_dir, tell)
-    tell("test", {})
     checkpoint = _unsaved_checkpoint(out, model, prepared, trained)
-    result = _measure(options, prepared, checkpoint, tell)
-    result.report |= {
-        "out": str(out),
-        "data": {"path": str(options.data), **prepared.report.as_dict()},
-        "split": prepared.split_summary(),
-        "training": _training_facts(options, model, trained),
-        "seconds": {"read": read_s, "all": time.monotonic() - start_s},
-    }
+    result = measure(prepared, checkpoint, options.measure_options(), tell)
+    result.report.update(
+        {
+            "out": str(out),
+            "data": {"path": str(options.data), **prepared.report.as_dict()},
+            "split": prepared.split_summary(),
+            "training": _training_facts(options, model, trained),
+            "seconds": {"read": read_s, "all": time.monotonic() - start_s},
+        }
+    )
     limits = [*prepared.split.warnings, *([overlap] if overlap else [])]
     result.report["warnings"] = [*prepared.report.warnings, *limits]
     return _write(options, model, prepared, checkpoint, result, limits, run_dir)
 
 
-def wait_passively() -> None:
-    """Let idle OpenMP threads sleep: spinning ones halve the speed of busy cores. Works before torch is loaded only."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
 def _silent(_stage: str, _details: dict[str, Any]) -> None:
     """Nobody listens."""
-
-
-def check_out(out: Path, *, resume: bool) -> Path:
-    """Where the run's state lies, after making sure that nothing there is lost.
-
-    Raises:
-        UsageError: the folder is in use, or there is nothing to resume.
-    """
-    run_dir = out.with_name(out.name + ".run")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: is already there; expected a new or empty folder, give another --out")
-    if resume and not (run_dir / "state.json").is_file():
-        raise UsageError(f"{run_dir}: holds no state of an interrupted run; start without --resume")
-    if not resume and run_dir.exists():
-        raise UsageError(
-            f"{run_dir}: an interrupted run lies there; give --resume, or remove it to start anew"
-        )
-    if not out.absolute().parent.is_dir():
-        raise UsageError(f"{out}: the folder {out.absolute().parent} does not exist; make it first")
-    return run_dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,134 +283,6 @@ def _unsaved_checkpoint(out: Path, start: _Start, prepared: Prepared, trained: F
     )
 
 
-@dataclass(slots=True)
-class _Measured:
-    """What the calibration and test parts said."""
-
-    calibration: Calibration
-    comparison: Any
-    report: dict[str, Any]
-
-
-def _measure(
-    options: FinetuneOptions, prepared: Prepared, checkpoint: Checkpoint, tell: Progress
-) -> _Measured:
-    """Calibrate on the calibration part, then score the test part once, beside the baselines."""
-    from models.checkpoint import Calibration
-    from models.learning.calibration import fit_temperature, fit_unknown_threshold, softmax
-    from models.predictor import Predictor
-    from netcls.evaluation.metrics import confusion_matrix, score
-    from netcls.evaluation.report import compare
-
-    flows, split = prepared.flows, prepared.split
-    held, test = split.rows(CALIBRATION), split.rows(TEST)
-    repeated = np.flatnonzero(split.duplicate_of == TEST)
-    with Predictor(checkpoint, threads=options.threads, device=options.device) as predictor:
-        held_logits, test_logits, repeated_logits = (
-            predictor.logits(flows.tokens.take(rows)) for rows in (held, test, repeated)
-        )
-    temperature = fit_temperature(held_logits, flows.labels[held])
-    threshold = None
-    if options.unknown_quantile is not None:
-        unknown_scores = np.clip(1 - softmax(held_logits, temperature).max(axis=1), 0, 1)
-        threshold = fit_unknown_threshold(unknown_scores, options.unknown_quantile)
-    truth, predicted = flows.labels[test], test_logits.argmax(axis=1).astype(np.int64)
-    groups = bootstrap_units(prepared, test)
-    answers = _baselines(options, prepared, checkpoint, tell)
-    sees = f"{checkpoint.family}: {_seen(checkpoint)}"
-    comparison = compare(
-        truth, predicted, answers, groups, flows.label_names, model_sees=sees, seed=options.seed
-    )
-    all_rows = np.concatenate([test, repeated])
-    all_scores = score(
-        flows.labels[all_rows],
-        np.concatenate([predicted, repeated_logits.argmax(axis=1)]),
-        bootstrap_units(prepared, all_rows),
-        flows.label_names,
-        seed=options.seed,
-    )
-    report = {
-        "verdict": comparison.verdict,
-        "labels": list(flows.label_names),
-        "test": comparison.model.as_dict(),
-        "test_with_repeated_inputs": {
-            "flows": all_scores.n,
-            "macro_f1": all_scores.macro_f1,
-            "macro_f1_interval": list(all_scores.macro_f1_interval),
-            "accuracy": all_scores.accuracy,
-        },
-        "baselines": comparison.rows,
-        "difference_to_best_baseline": list(comparison.difference),
-        "calibration": _calibration_facts(test_logits, truth, temperature, threshold, len(held)),
-        "confusion_matrix": confusion_matrix(truth, predicted, len(flows.label_names)).tolist(),
-    }
-    return _Measured(Calibration(temperature, threshold), comparison, report)
-
-
-def bootstrap_units(prepared: Prepared, rows: NDArray[np.intp]) -> NDArray[np.int64]:
-    """What the intervals draw: whole captures, or the coarser units that the split keeps together.
-
-    With a split by flow, captures still: flows of one capture are no independent evidence.
-    """
-    flows = prepared.flows
-    by_kind = {"group": flows.group, "host": flows.host}
-    return by_kind.get(prepared.split.options.kind, flows.capture)[rows]
-
-
-def _baselines(
-    options: FinetuneOptions, prepared: Prepared, checkpoint: Checkpoint, tell: Progress
-) -> list[Any]:
-    from netcls.evaluation.baselines import BaselineInput, majority_baseline, run_baselines
-
-    flows, split = prepared.flows, prepared.split
-    data = BaselineInput(
-        flows.records,
-        flows.packets,
-        flows.labels,
-        split.rows(TRAIN),
-        split.rows(VALIDATION),
-        split.rows(TEST),
-        len(flows.label_names),
-        int(checkpoint.representation_settings.get("n_packets", 0)),
-    )
-    if not options.baselines:
-        return [majority_baseline(data)]
-    return run_baselines(
-        data,
-        seed=options.seed,
-        threads=options.threads or 2,
-        on_progress=lambda name: tell("baselines", {"name": name}),
-    )
-
-
-def _calibration_facts(
-    logits: NDArray[np.float32],
-    truth: NDArray[np.int64],
-    temperature: float,
-    threshold: float | None,
-    n_flows: int,
-) -> dict[str, Any]:
-    """Calibration error of the test flows before and after the temperature."""
-    from models.learning.calibration import brier, ece, nll, softmax
-
-    facts: dict[str, Any] = {
-        "temperature": temperature,
-        "unknown_threshold": threshold,
-        "fitted_on_flows": n_flows,
-    }
-    for name, at in (("before", 1.0), ("after", temperature)):
-        probabilities = softmax(logits, at)
-        facts |= {
-            f"ece_{name}": ece(probabilities, truth),
-            f"nll_{name}": nll(probabilities, truth),
-            f"brier_{name}": brier(probabilities, truth),
-        }
-    if threshold is not None:
-        unknown = 1 - softmax(logits, temperature).max(axis=1) > threshold
-        facts["test_flows_called_unknown"] = float(np.mean(unknown))
-    return facts
-
-
 def corpus_overlap(base: Checkpoint, prepared: Prepared) -> str:
     """A warning where test captures are, or may be, among those that the base was trained on; else empty."""
     listing = base.path / CORPUS_FILE
@@ -462,17 +314,12 @@ def _training_facts(options: FinetuneOptions, start: _Start, trained: FinetuneRe
     }
 
 
-def _seen(checkpoint: Checkpoint) -> str:
-    settings = ", ".join(f"{name} {value}" for name, value in checkpoint.representation_settings.items())
-    return f"{checkpoint.representation} input ({settings})"
-
-
 def _write(
     options: FinetuneOptions,
     start: _Start,
     prepared: Prepared,
     checkpoint: Checkpoint,
-    result: _Measured,
+    result: Measured,
     limits: list[str],
     run_dir: Path,
 ) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from capture.errors import DataError, UsageError
 from netcls.datasets.build import token_hashes
 from netcls.datasets.files import write_then_rename
 from netcls.datasets.prepare import file_digest
-from netcls.finetune import CORPUS_FILE, check_out, wait_passively
 from netcls.inputs import STDIN, find_captures
+from netcls.training_run import CORPUS_FILE, check_out, wait_passively
 
 if TYPE_CHECKING:
     from capture.representations.base import Representation, TokenBatch

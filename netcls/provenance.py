@@ -30,7 +30,11 @@ def _commit(file: Path) -> str | None:
 def _git(file: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(file.parent), *arguments], capture_output=True, text=True, timeout=10, check=False
+            ["git", "-C", str(file.parent), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

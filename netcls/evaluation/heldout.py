@@ -1,0 +1,187 @@
+"""A trained network on the parts it was not trained on: calibrate on one, test once on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from netcls.datasets.prepare import Prepared
+from netcls.datasets.splits import CALIBRATION, TEST, TRAIN, VALIDATION
+from netcls.evaluation.baselines import BaselineAnswer, BaselineInput, majority_baseline, run_baselines
+from netcls.evaluation.metrics import confusion_matrix, score
+from netcls.evaluation.report import Comparison, compare
+
+if TYPE_CHECKING:
+    from models.checkpoint import Calibration, Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureOptions:
+    """How a network is measured.
+
+    Attributes:
+        seed: of baselines and bootstrap.
+        threads: of inference and trees; None: one per core for inference, 2 for trees.
+        device: auto, cpu or cuda.
+        unknown_quantile: share of known flows that stay below the unknown threshold; None: no threshold.
+        baselines: train all of them; False: the majority class only.
+    """
+
+    seed: int = 0
+    threads: int | None = None
+    device: str = "auto"
+    unknown_quantile: float | None = 0.95
+    baselines: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the calibration and test parts said.
+
+    Attributes:
+        calibration: fitted on the calibration part.
+        comparison: model and baselines on the test part.
+        report: the same and more as JSON values.
+    """
+
+    calibration: Calibration
+    comparison: Comparison
+    report: dict[str, Any]
+
+
+def measure(
+    prepared: Prepared,
+    checkpoint: Checkpoint,
+    options: MeasureOptions,
+    on_progress: Callable[[str, dict[str, Any]], None],
+) -> Measured:
+    """Calibrate on the calibration part, then score the test part once, beside the baselines.
+
+    Args:
+        prepared: flows and split.
+        checkpoint: a classifier of these labels and this input; its own calibration is not looked at.
+        options: how.
+        on_progress: called with the stages ``test`` and ``baselines``.
+    """
+    from models.checkpoint import Calibration
+    from models.learning.calibration import fit_temperature, fit_unknown_threshold, softmax
+    from models.predictor import Predictor
+
+    on_progress("test", {})
+    flows, split = prepared.flows, prepared.split
+    held, test = split.rows(CALIBRATION), split.rows(TEST)
+    repeated = np.flatnonzero(split.duplicate_of == TEST)
+    with Predictor(checkpoint, threads=options.threads, device=options.device) as predictor:
+        held_logits, test_logits, repeated_logits = (
+            predictor.logits(flows.tokens.take(rows)) for rows in (held, test, repeated)
+        )
+    temperature = fit_temperature(held_logits, flows.labels[held])
+    threshold = None
+    if options.unknown_quantile is not None:
+        unknown_scores = np.clip(1 - softmax(held_logits, temperature).max(axis=1), 0, 1)
+        threshold = fit_unknown_threshold(unknown_scores, options.unknown_quantile)
+    truth, predicted = flows.labels[test], test_logits.argmax(axis=1).astype(np.int64)
+    groups = bootstrap_units(prepared, test)
+    answers = _baselines(prepared, checkpoint, options, on_progress)
+    sees = f"{checkpoint.family}: {_seen(checkpoint)}"
+    comparison = compare(
+        truth, predicted, answers, groups, flows.label_names, model_sees=sees, seed=options.seed
+    )
+    all_rows = np.concatenate([test, repeated])
+    all_scores = score(
+        flows.labels[all_rows],
+        np.concatenate([predicted, repeated_logits.argmax(axis=1)]),
+        bootstrap_units(prepared, all_rows),
+        flows.label_names,
+        seed=options.seed,
+    )
+    report = {
+        "verdict": comparison.verdict,
+        "labels": list(flows.label_names),
+        "test": comparison.model.as_dict(),
+        "test_with_repeated_inputs": {
+            "flows": all_scores.n,
+            "macro_f1": all_scores.macro_f1,
+            "macro_f1_interval": list(all_scores.macro_f1_interval),
+            "accuracy": all_scores.accuracy,
+        },
+        "baselines": comparison.rows,
+        "difference_to_best_baseline": list(comparison.difference),
+        "calibration": _calibration_facts(test_logits, truth, temperature, threshold, len(held)),
+        "confusion_matrix": confusion_matrix(truth, predicted, len(flows.label_names)).tolist(),
+    }
+    return Measured(Calibration(temperature, threshold), comparison, report)
+
+
+def bootstrap_units(prepared: Prepared, rows: NDArray[np.intp]) -> NDArray[np.int64]:
+    """What the intervals draw: whole captures, or the coarser units that the split keeps together.
+
+    With a split by flow, captures still: flows of one capture are no independent evidence.
+    """
+    flows = prepared.flows
+    by_kind = {"group": flows.group, "host": flows.host}
+    return by_kind.get(prepared.split.options.kind, flows.capture)[rows]
+
+
+def _baselines(
+    prepared: Prepared,
+    checkpoint: Checkpoint,
+    options: MeasureOptions,
+    on_progress: Callable[[str, dict[str, Any]], None],
+) -> list[BaselineAnswer]:
+    flows, split = prepared.flows, prepared.split
+    data = BaselineInput(
+        flows.records,
+        flows.packets,
+        flows.labels,
+        split.rows(TRAIN),
+        split.rows(VALIDATION),
+        split.rows(TEST),
+        len(flows.label_names),
+        int(checkpoint.representation_settings.get("n_packets", 0)),
+    )
+    if not options.baselines:
+        return [majority_baseline(data)]
+    return run_baselines(
+        data,
+        seed=options.seed,
+        threads=options.threads or 2,
+        on_progress=lambda name: on_progress("baselines", {"name": name}),
+    )
+
+
+def _calibration_facts(
+    logits: NDArray[np.float32],
+    truth: NDArray[np.int64],
+    temperature: float,
+    threshold: float | None,
+    n_flows: int,
+) -> dict[str, Any]:
+    """Calibration error of the test flows before and after the temperature."""
+    from models.learning.calibration import brier, ece, nll, softmax
+
+    facts: dict[str, Any] = {
+        "temperature": temperature,
+        "unknown_threshold": threshold,
+        "fitted_on_flows": n_flows,
+    }
+    for name, at in (("before", 1.0), ("after", temperature)):
+        probabilities = softmax(logits, at)
+        facts |= {
+            f"ece_{name}": ece(probabilities, truth),
+            f"nll_{name}": nll(probabilities, truth),
+            f"brier_{name}": brier(probabilities, truth),
+        }
+    if threshold is not None:
+        unknown = 1 - softmax(logits, temperature).max(axis=1) > threshold
+        facts["test_flows_called_unknown"] = float(np.mean(unknown))
+    return facts
+
+
+def _seen(checkpoint: Checkpoint) -> str:
+    settings = ", ".join(f"{name} {value}" for name, value in checkpoint.representation_settings.items())
+    return f"{checkpoint.representation} input ({settings})"
