@@ -24,7 +24,9 @@ from tests.packets import block_of
 SECRET = bytes([203, 0, 113, 77])
 
 
-def ready_flows(packets: list[Packet], link_type: int = LINK_ETHERNET, policy: str = "leak_free", **settings) -> tuple:
+def ready_flows(
+    packets: list[Packet], link_type: int = LINK_ETHERNET, policy: str = "leak_free", **settings
+) -> tuple:
     """The ready flows of the packets as one FlowBatch, and their tokens uint8 (F, n_packets, row)."""
     representation = build("netmamba", {"field_policy": policy, **settings})
     table = FlowTable(FlowTableConfig(), representation.keep)
@@ -32,16 +34,21 @@ def ready_flows(packets: list[Packet], link_type: int = LINK_ETHERNET, policy: s
     decoded = decode(block)
     assert not decoded.reject.any(), decoded.reject
     steps = [*table.push(block, decoded), *table.flush()]
-    flows = FlowBatch(*(np.concatenate([getattr(step.ready, part) for step in steps]) for part in ("records", "packets", "data")))
+    parts = ("records", "packets", "data")
+    flows = FlowBatch(*(np.concatenate([getattr(step.ready, part) for step in steps]) for part in parts))
     tokens = representation.tokenize(flows).arrays["bytes"]
     return flows, tokens.reshape(len(flows), representation.n_packets, -1)
 
 
-def tokens_of(packets: list[Packet], link_type: int = LINK_ETHERNET, policy: str = "leak_free", **settings) -> np.ndarray:
-    return ready_flows(packets, link_type, policy, **settings)[1]
+def tokens_of(
+    packets: list[Packet], link_type: int = LINK_ETHERNET, policy: str = "leak_free", **settings
+) -> np.ndarray:
+    return ready_flows(packets, link_type, **settings)[1]
 
 
-def dialogue(client: str, server: str, sport: int = 40000, dport: int = 443, layer=IP, payload: bytes = b"hello"):
+def dialogue(
+    client: str, server: str, sport: int = 40000, dport: int = 443, layer=IP, payload: bytes = b"hello"
+):
     """A TCP opening and one message each way."""
 
     def to_server(**fields):
@@ -103,7 +110,12 @@ def test_trap_6_the_link_layer_does_not_move_the_fields(wrap):
 
 
 def test_trap_7_an_application_message_is_payload_not_header():
-    query = Ether() / IP(src="10.0.0.1", dst="9.9.9.9") / UDP(sport=5353, dport=53) / DNS(qd=DNSQR(qname="example.org"))
+    query = (
+        Ether()
+        / IP(src="10.0.0.1", dst="9.9.9.9")
+        / UDP(sport=5353, dport=53)
+        / DNS(qd=DNSQR(qname="example.org"))
+    )
     tokens = tokens_of([query], policy="none")
     assert not tokens[0, 0, 28:80].any()
     message = bytes(query[DNS])
@@ -121,7 +133,11 @@ INNER = IP(src="203.0.113.77", dst="203.0.113.77") / UDP(sport=1, dport=2) / Raw
 TUNNELS = {
     "ip in ip": IP(src="10.0.0.1", dst="10.0.0.2") / INNER,
     "gre": IP(src="10.0.0.1", dst="10.0.0.2") / GRE() / INNER,
-    "vxlan": IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=5555, dport=4789) / VXLAN(vni=7) / Ether() / INNER,
+    "vxlan": IP(src="10.0.0.1", dst="10.0.0.2")
+    / UDP(sport=5555, dport=4789)
+    / VXLAN(vni=7)
+    / Ether()
+    / INNER,
     "icmp error": IP(src="10.0.0.1", dst="10.0.0.2") / ICMP(type=3, code=1) / INNER,
     "icmp redirect": IP(src="10.0.0.1", dst="10.0.0.2") / ICMP(type=5, code=1, gw="203.0.113.77") / INNER,
 }

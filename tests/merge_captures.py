@@ -1,6 +1,6 @@
-"""Merge captures into one, each shifted to begin a second after the one before: python merge_captures.py OUT IN...
+"""Merge captures into one, each shifted to begin a second after the one before: python -m tests.merge_captures OUT IN ...
 
-Made `captures/demo.pcap.zst` from lab episodes (see README.md). Ethernet, microseconds, zstd level 19.
+Made `data/captures/demo.pcap.zst` from lab episodes (see data/README.md). Ethernet, microseconds, zstd level 19.
 """
 
 from __future__ import annotations
