@@ -285,7 +285,6 @@ def _cache_path(
 
 
 def _save_flows(path: Path, flows: CaptureFlows) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     numbers = np.array([flows.n_flows, flows.n_packets, flows.n_rejected], np.int64)
     arrays: dict[str, Any] = {
         "packets": flows.packets,

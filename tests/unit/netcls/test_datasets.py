@@ -11,6 +11,7 @@ from capture.errors import DataError
 from capture.representations import build
 from netcls.datasets.build import BuildOptions, build_flows, remove_duplicates
 from netcls.datasets.capture_flows import process_capture, process_captures, sample_order
+from netcls.datasets.files import write_then_rename
 from netcls.datasets.sources import DataOptions, read_source
 from netcls.datasets.splits import LEFT_OUT, TEST, TRAIN, Split, SplitOptions
 from tests.pcap_writer import ACK, FIN, START_S, SYN, icmp_echo, tcp, udp_flow, write_pcap
@@ -308,6 +309,24 @@ def test_kept_results_are_the_same_and_follow_the_file(tmp_path):
     small(path, 4)
     assert len(next(process_captures([path], REPRESENTATION, cache_dir=cache))) == 4
     assert not [name for name in cache.iterdir() if name.suffix != ".npz"]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_and_is_one_line(tmp_path):
+    target = tmp_path / "new" / "a.npz"
+
+    def fill():
+        with write_then_rename(target) as file:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(
+        DataError, match=r"a\.npz: cannot be written \(No space left on device\); free some space"
+    ):
+        fill()
+    assert list(target.parent.iterdir()) == []
+    with write_then_rename(target) as file:
+        file.write(b"whole")
+    assert [path.name for path in target.parent.iterdir()] == ["a.npz"]
 
 
 def test_an_input_seen_in_training_is_not_tested_again(tmp_path):
