@@ -40,9 +40,7 @@ def ready_flows(
     return flows, tokens.reshape(len(flows), representation.n_packets, -1)
 
 
-def tokens_of(
-    packets: list[Packet], link_type: int = LINK_ETHERNET, policy: str = "leak_free", **settings
-) -> np.ndarray:
+def tokens_of(packets: list[Packet], link_type: int = LINK_ETHERNET, **settings) -> np.ndarray:
     return ready_flows(packets, link_type, **settings)[1]
 
 
