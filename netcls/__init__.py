@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capture.errors import NetclsError
-    from netcls.api import Result, classify, load
+    from netcls.api import Result, classify, finetune, load
 
     __version__: str
 
-__all__ = ["NetclsError", "Result", "__version__", "classify", "load"]
+__all__ = ["NetclsError", "Result", "__version__", "classify", "finetune", "load"]
 
 _HOME = {
     "NetclsError": "capture.errors",
     "Result": "netcls.api",
     "classify": "netcls.api",
+    "finetune": "netcls.api",
     "load": "netcls.api",
 }
 

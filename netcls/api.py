@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capture.errors import UsageError
@@ -64,6 +65,41 @@ def classify(
     checkpoint = load(model) if isinstance(model, str | os.PathLike) else model
     several = [paths] if isinstance(paths, str | os.PathLike) else paths
     return Result([os.fspath(path) for path in several], RunOptions(**options), checkpoint)
+
+
+def finetune(
+    data: PathLike,
+    *,
+    out: PathLike,
+    base: str | None = None,
+    on_progress: Callable[[str, dict[str, Any]], None] | None = None,
+    **options: Any,
+) -> Checkpoint:
+    """Train a model for your own labels; the same as the command ``netcls finetune``.
+
+    Args:
+        data: labelled captures: a folder of class folders, a table of captures, or a table of flows.
+        out: checkpoint folder to make; must not exist or be empty. The report lies in it as ``report.json``.
+        base: name or folder of the checkpoint to start from; None: random weights.
+        on_progress: called with a stage and its details.
+        options: fields of :class:`netcls.finetuning.FinetuneOptions`, such as ``split`` or ``epochs``.
+
+    Returns:
+        The checkpoint, loaded from ``out``.
+
+    Raises:
+        UsageError: for an option that does not exist or cannot be.
+        DataError: if the labelled data cannot be used.
+        CheckpointError: if the base cannot be loaded.
+    """
+    from netcls.finetuning import FinetuneOptions, run_finetune
+
+    known = [name for name in FinetuneOptions.__dataclass_fields__ if name not in ("data", "out", "base")]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"finetune() has no option '{name}'{did_you_mean(name, known)}")
+    run_finetune(FinetuneOptions(os.fspath(data), os.fspath(out), base, **options), on_progress)
+    return load(Path(out).absolute())
 
 
 class Result:

@@ -170,7 +170,7 @@ def finetune(**options: Any) -> None:
     DATA is a folder with one sub-folder per class, or a CSV or Parquet table of captures (path,label) or of
     flows (path,src_ip,src_port,dest_ip,dest_port,proto,label).
     """
-    from netcls.finetune import FinetuneOptions, run_finetune
+    from netcls.finetuning import FinetuneOptions, run_finetune
 
     options["group"] = tuple(filter(None, options["group"].split(",")))
     options["drop_labels"] = options["drop_label"]
@@ -225,7 +225,7 @@ def pretrain(**options: Any) -> None:
 
     DATA is captures, or folders that hold captures at any depth. Give --steps, --max-seconds, or both.
     """
-    from netcls.pretrain import PretrainOptions, run_pretrain
+    from netcls.pretraining import PretrainOptions, run_pretrain
 
     made = PretrainOptions(**_fields(options, PretrainOptions.__dataclass_fields__))
     with _Telling(options) as telling:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-import netcls.finetune
-import netcls.pretrain
+import netcls.finetuning
+import netcls.pretraining
 from capture.errors import DataError
 from netcls.cli.main import main
-from netcls.finetune import FinetuneOptions
-from netcls.pretrain import PretrainOptions
+from netcls.finetuning import FinetuneOptions
+from netcls.pretraining import PretrainOptions
 
 Capfd = pytest.CaptureFixture[str]
 
@@ -49,8 +49,8 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         asked.append(options)
         return {"out": "b", "checkpoint": "0123456789ab", "corpus": {"captures": 3}, "warnings": []}
 
-    monkeypatch.setattr(netcls.finetune, "run_finetune", finetune)
-    monkeypatch.setattr(netcls.pretrain, "run_pretrain", pretrain)
+    monkeypatch.setattr(netcls.finetuning, "run_finetune", finetune)
+    monkeypatch.setattr(netcls.pretraining, "run_pretrain", pretrain)
     return asked
 
 

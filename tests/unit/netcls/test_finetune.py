@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import netcls
 from capture.errors import DataError, UsageError
 from models.checkpoint import load_checkpoint
 from models.predictor import Predictor
 from netcls.datasets.capture_flows import process_capture
-from netcls.finetune import FinetuneOptions, held_out_captures, run_finetune
-from netcls.pretrain import PretrainOptions, run_pretrain
+from netcls.finetuning import FinetuneOptions, held_out_captures, run_finetune
+from netcls.pretraining import PretrainOptions, run_pretrain
 from tests.pcap_writer import START_S, udp_flow, write_pcap
 
 REPRESENTATION = {"n_packets": 3, "header_bytes": 28, "payload_bytes": 12}
@@ -222,3 +223,26 @@ def test_an_excluded_capture_that_is_not_there_is_an_error(data, tmp_path):
         run_pretrain(replace(wanted, exclude=(str(listing),)))
     with pytest.raises(UsageError, match="neither steps nor max_seconds is given"):
         replace(wanted, steps=None)
+
+
+def test_the_python_interface_gives_the_same_checkpoint_as_the_command(options, data, tmp_path):
+    expected = run_finetune(replace(options, epochs=1))
+    kept = {
+        name: getattr(options, name)
+        for name in (
+            "batch",
+            "learning_rate",
+            "threads",
+            "device",
+            "representation",
+            "sizes",
+            "baselines",
+            "licence",
+        )
+    }
+    checkpoint = netcls.finetune(data, out=tmp_path / "mine", epochs=1, **kept)
+    assert checkpoint.digest == expected["checkpoint"]
+    events = list(netcls.classify(data / "ones" / "0.pcap", model=checkpoint))
+    assert [event["netcls"]["checkpoint"] for event in events] == [checkpoint.digest] * 6
+    with pytest.raises(UsageError, match=r"no option 'epoch'.*epochs"):
+        netcls.finetune(data, out=tmp_path / "other", epoch=1)
