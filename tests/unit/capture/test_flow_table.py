@@ -151,6 +151,15 @@ def test_fin_from_both_sides_ends_a_flow_after_its_late_packets() -> None:
     assert out.ended["packets"].tolist() == [[5, 2]]
 
 
+def test_flows_end_in_the_order_of_their_deadlines_a_closed_one_first() -> None:
+    config = FlowTableConfig(idle_timeout_s=10, tcp_linger_s=5)
+    closed = Packet(T0 + 5 * S, tcp_flags=RST)
+    for idle_ts_ns, order in ((T0, [END_DETECTED, IDLE]), (T0 - 1, [IDLE, END_DETECTED])):
+        table = FlowTable(config, KeepSpec())
+        assert list(steps_of(table, [udp(idle_ts_ns), closed])) == []
+        assert gather(table.advance(T0 + 60 * S)).reasons == order
+
+
 def test_fin_from_one_side_ends_nothing() -> None:
     assert run([*handshake(), goodbye(T0 + S)[0], Packet(T0 + 60 * S)]).reasons == [FORCED]
 
