@@ -9,6 +9,8 @@ seen everything.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,6 +18,9 @@ from torch.nn import functional
 from models.nets.mamba import MambaBlock, rescale_residual_projections
 from models.nets.netmamba_config import NetMambaConfig
 from models.nets.rms_norm import RMSNorm
+
+if TYPE_CHECKING:
+    from models.nets.netmamba_inference import FastNetMamba
 
 __all__ = ["NetMambaClassifier", "NetMambaConfig", "NetMambaPretrainer", "layer_index", "random_masking"]
 
@@ -109,7 +114,11 @@ class NetMambaClassifier(_Encoder):
         nn.init.zeros_(self.head.bias)
 
     def features(self, bytes: Tensor) -> Tensor:
-        """The class token's output: uint8 (F, n_bytes) to float32 (F, D)."""
+        """The class token's output: uint8 (F, n_bytes) to float32 (F, D); as fast as :meth:`forward`."""
+        fast = self._fast()
+        if fast is not None:
+            self.check_input(bytes)
+            return fast.features(bytes)
         return self.encode(self.embedded(self.scaled_strides(bytes)))[:, -1]
 
     def forward(self, bytes: Tensor) -> Tensor:
@@ -118,15 +127,21 @@ class NetMambaClassifier(_Encoder):
         In evaluation under ``torch.inference_mode`` on a CPU it runs :mod:`models.nets.netmamba_inference`; the same
         logits to 1e-5.
         """
-        if torch.is_inference_mode_enabled() and not self.training:
-            from models.nets.netmamba_inference import covers, fast_netmamba
-
-            if covers(self):
-                self.check_input(bytes)
-                return fast_netmamba(self)(bytes)
+        fast = self._fast()
+        if fast is not None:
+            self.check_input(bytes)
+            return fast(bytes)
         features = functional.dropout(self.features(bytes), self.config.head_dropout, self.training)
         logits: Tensor = self.head(features)
         return logits.float()
+
+    def _fast(self) -> FastNetMamba | None:
+        """The fast form, where it may run."""
+        if self.training or not torch.is_inference_mode_enabled():
+            return None
+        from models.nets.netmamba_inference import covers, fast_netmamba
+
+        return fast_netmamba(self) if covers(self) else None
 
 
 class NetMambaPretrainer(_Encoder):

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 from models.nets import conv_kernels, inference_kernels
 from models.nets.fast_math import LOG2_E
@@ -111,12 +112,15 @@ class FastNetMamba:
 
     def __call__(self, flow_bytes: Tensor) -> Tensor:
         """Logits: uint8 (F, n_bytes) to float32 (F, C)."""
+        return functional.linear(self.features(flow_bytes), self._head_weight, self._head_bias)
+
+    def features(self, flow_bytes: Tensor) -> Tensor:
+        """What the head reads: uint8 (F, n_bytes) to float32 (F, D)."""
         features = flow_bytes.new_empty(len(flow_bytes), len(self._norm_weight), dtype=torch.float32)
         for first in range(0, len(flow_bytes), MICRO_BATCH):
             part = slice(first, first + MICRO_BATCH)
             features[part] = self._class_token(flow_bytes[part].contiguous())
-        normed = functional.rms_norm(features, (features.shape[1],), self._norm_weight, EPS)
-        return functional.linear(normed, self._head_weight, self._head_bias)
+        return functional.rms_norm(features, (features.shape[1],), self._norm_weight, EPS)
 
     def _buffers(self, n_flows: int) -> _Buffers:
         kept: dict[int, _Buffers] = self._local.__dict__.setdefault("buffers", {})
@@ -206,29 +210,41 @@ def _scan(
     for_ranges(work, n_flows, 1)
 
 
-_ready: WeakKeyDictionary[NetMambaClassifier, tuple[object, FastNetMamba]] = WeakKeyDictionary()
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A model's fast form and what it was made from."""
+
+    stamp: tuple[tuple[int, int], ...]
+    sources: list[Tensor]  # kept alive, so that no other weight can come to lie at one of these addresses
+    fast: FastNetMamba
+
+
+_ready: WeakKeyDictionary[NetMambaClassifier, _Ready] = WeakKeyDictionary()
 
 
 def covers(model: NetMambaClassifier) -> bool:
     """Whether :class:`FastNetMamba` can run this model: on a CPU, float32, states in fours, every projection plain.
 
-    A wrapped projection (an adapter, a quantised layer) computes more than its ``weight`` says, so it is left to the
-    module.
+    A wrapped projection (a quantised layer) computes more than its ``weight`` says, so it is left to the module. A
+    parametrized one (:mod:`models.nets.adapters`) is plain: its ``weight`` is the effective one.
     """
     weight = model.head.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or model.config.d_state % 4:
         return False
     mixers = [block.mixer for block in cast("list[MambaBlock]", list(model.blocks))]
     linears = [layer for m in mixers for layer in (m.in_proj, m.x_proj, m.dt_proj, m.out_proj)]
-    return all(type(layer) is nn.Linear for layer in (*linears, model.head))
+    return all(
+        parametrize.type_before_parametrizations(layer) is nn.Linear for layer in (*linears, model.head)
+    )
 
 
 def fast_netmamba(model: NetMambaClassifier) -> FastNetMamba:
     """The model's fast form; made on the first call and again when a weight has changed since."""
     # In-place changes count up the version; tensors made in inference mode have none and are told by their address.
-    stamp = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
+    parameters = list(model.parameters())
+    stamp = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
     known = _ready.get(model)
-    if known is None or known[0] != stamp:
-        known = (stamp, FastNetMamba(model))
+    if known is None or known.stamp != stamp:
+        known = _Ready(stamp, [p.detach() for p in parameters], FastNetMamba(model))
         _ready[model] = known
-    return known[1]
+    return known.fast
