@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,20 +23,21 @@ from capture.errors import DataError, UsageError
 from netcls.datasets.build import BuildOptions, LabelledFlows
 from netcls.datasets.files import write_then_rename
 from netcls.datasets.prepare import Prepared, file_digest, prepare
+from netcls.datasets.shots import Shots, keep_shots
 from netcls.datasets.sources import DataOptions
 from netcls.datasets.splits import TEST, TRAIN, VALIDATION, GroupRule, SplitKind, SplitOptions
 from netcls.evaluation.heldout import Measured, MeasureOptions, measure
+from netcls.recipes import LOSSES, METHODS, Recipe, recipe
 from netcls.training_run import CORPUS_FILE, check_out, wait_passively
 
 if TYPE_CHECKING:
     from capture.representations.base import Representation
     from models.checkpoint import Checkpoint
     from models.learning.batches import LabelledTokens
-    from models.learning.finetune import FinetuneResult
+    from models.learning.finetune import FinetuneResult, FinetuneSettings
+    from models.nets.adapters import Adapter
 
 Progress = Callable[[str, dict[str, Any]], None]
-
-METHODS: Final = ("full",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +49,22 @@ class FinetuneOptions:
         out: checkpoint folder to make; must not exist or be empty.
         base: checkpoint to start from, a name or a folder (backbone, or classifier whose head is replaced);
             None: from random weights.
-        method: what is trained; ``full``: everything.
+        method: what is trained; ``full``: everything, ``head``: the linear head on the base's features, ``lora``: a
+            low-rank adapter and the head.
+        rank: of the adapter.
+        alpha: of the adapter, whose changes are multiplied by alpha / rank; None: twice the rank.
+        keep_adapter: write the adapter beside the checkpoint that it is merged into, too.
+        shots: train on so many flows of each class, from as many captures as possible; None: on all.
+        loss: ``ce``, or ``ldam``: margins that grow as classes shrink.
         label: column of the label. Tables only.
         group: columns whose values together are a group. Tables only.
         drop_labels: labels that are left out.
         split: what test flows have not in common with training flows: capture, group, host, time or flow.
         group_rule: ``tuple`` or ``each``, see `SplitOptions`.
         leave_out: groups that are the test part; None: chosen by seed.
-        epochs: passes over the training flows.
+        epochs: passes over the training flows; None: the method's.
         batch: flows of a step.
-        learning_rate: peak, of the topmost layer.
+        learning_rate: peak, of the topmost layer; None: the method's.
         balance: 0 draws flows as they are, 1 all classes equally often.
         patience_epochs: stop after so many epochs without a better one; None: never.
         max_seconds: training time, seconds; None: no limit.
@@ -81,15 +88,20 @@ class FinetuneOptions:
     out: str
     base: str | None = None
     method: str = "full"
+    rank: int = 8
+    alpha: float | None = None
+    keep_adapter: bool = False
+    shots: int | None = None
+    loss: str = "ce"
     label: str = "label"
     group: tuple[str, ...] = ()
     drop_labels: tuple[str, ...] = ("background",)
     split: SplitKind = "capture"
     group_rule: GroupRule = "tuple"
     leave_out: tuple[tuple[str, ...], ...] = ()
-    epochs: int = 30
+    epochs: int | None = None
     batch: int = 64
-    learning_rate: float = 5e-4
+    learning_rate: float | None = None
     balance: float = 0.5
     patience_epochs: int | None = None
     max_seconds: float | None = None
@@ -111,10 +123,31 @@ class FinetuneOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"method {self.method!r} is not available; choose {', '.join(METHODS)}")
+        if self.loss not in LOSSES:
+            raise UsageError(f"loss {self.loss!r} is not available; choose {', '.join(LOSSES)}")
+        if self.method != "full" and self.base is None:
+            raise UsageError(
+                f"method {self.method!r} trains no backbone and no base is given; give --base, such as --base netmamba"
+            )
+        if self.keep_adapter and self.method != "lora":
+            raise UsageError(f"keep_adapter is given, but method {self.method!r} makes none; use method lora")
+        for name in ("rank", "shots"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UsageError(f"{name}: got {getattr(self, name)}, expected 1 or more")
         if self.base is not None and self.sizes:
             raise UsageError(
                 f"sizes {', '.join(self.sizes)} are given, but they follow from base {self.base!r}; leave them out"
             )
+
+    @property
+    def recipe(self) -> Recipe:
+        """What fills in the epochs and the learning rate that are not given."""
+        return recipe(self.method, from_base=self.base is not None)
+
+    @property
+    def adapter_alpha(self) -> float:
+        """The alpha that is used."""
+        return 2.0 * self.rank if self.alpha is None else self.alpha
 
     def data_options(self) -> DataOptions:
         """How the table is read."""
@@ -167,8 +200,10 @@ def run_finetune(options: FinetuneOptions, on_progress: Progress | None = None) 
         on_progress=lambda done, total: tell("read", {"done": done, "total": total}),
     )
     read_s = time.monotonic() - start_s
+    shots = None if options.shots is None else keep_shots(prepared, options.shots, options.seed)
     overlap = corpus_overlap(model.base, prepared) if model.base is not None else ""
-    trained = _train(options, model, prepared, run_dir, tell)
+    settings = _settings(options, prepared)
+    trained = _train(options, settings, model, prepared, run_dir, tell)
     checkpoint = _unsaved_checkpoint(out, model, prepared, trained)
     result = measure(prepared, checkpoint, options.measure_options(), tell)
     result.report.update(
@@ -176,13 +211,17 @@ def run_finetune(options: FinetuneOptions, on_progress: Progress | None = None) 
             "out": str(out),
             "data": {"path": str(options.data), **prepared.report.as_dict()},
             "split": prepared.split_summary(),
-            "training": _training_facts(options, model, trained),
+            "training": _training_facts(options, settings, model, trained, shots),
             "seconds": {"read": read_s, "all": time.monotonic() - start_s},
         }
     )
-    limits = [*prepared.split.warnings, *([overlap] if overlap else [])]
+    limits = [
+        *prepared.split.warnings,
+        *([overlap] if overlap else []),
+        *(shots.sentences() if shots else []),
+    ]
     result.report["warnings"] = [*prepared.report.warnings, *limits]
-    return _write(options, model, prepared, checkpoint, result, limits, run_dir)
+    return _write(options, model, prepared, checkpoint, result, limits, run_dir, trained.adapter)
 
 
 def _silent(_stage: str, _details: dict[str, Any]) -> None:
@@ -229,16 +268,21 @@ def _labelled_tokens(flows: LabelledFlows, rows: NDArray[np.intp]) -> LabelledTo
     return LabelledTokens(flows.tokens.take(rows), flows.labels[rows], flows.group[rows])
 
 
-def _train(
-    options: FinetuneOptions, start: _Start, prepared: Prepared, run_dir: Path, tell: Progress
-) -> FinetuneResult:
-    from models.learning.finetune import FinetuneSettings, finetune
+def _settings(options: FinetuneOptions, prepared: Prepared) -> FinetuneSettings:
+    """How to train these flows: the options, completed by the method's recipe."""
+    from models.learning.finetune import FinetuneSettings
 
-    flows, split = prepared.flows, prepared.split
-    settings = FinetuneSettings(
-        epochs=options.epochs,
+    defaults = options.recipe
+    n_flows = len(prepared.split.rows(TRAIN))
+    return FinetuneSettings(
+        method=options.method,
+        rank=options.rank,
+        alpha=options.adapter_alpha,
+        loss=options.loss,
+        epochs=options.epochs or defaults.epochs_for(n_flows, options.batch),
         batch=options.batch,
-        learning_rate=options.learning_rate,
+        learning_rate=options.learning_rate or defaults.learning_rate,
+        layer_decay=defaults.layer_decay,
         balance=options.balance,
         patience_epochs=options.patience_epochs,
         max_seconds=options.max_seconds,
@@ -246,6 +290,19 @@ def _train(
         threads=options.threads,
         device=options.device,
     )
+
+
+def _train(
+    options: FinetuneOptions,
+    settings: FinetuneSettings,
+    start: _Start,
+    prepared: Prepared,
+    run_dir: Path,
+    tell: Progress,
+) -> FinetuneResult:
+    from models.learning.finetune import finetune
+
+    flows, split = prepared.flows, prepared.split
     return finetune(
         start.family,
         start.config,
@@ -299,19 +356,32 @@ def corpus_overlap(base: Checkpoint, prepared: Prepared) -> str:
     return f"base {base.name!r} has no list of its training captures; test captures may be among them"
 
 
-def _training_facts(options: FinetuneOptions, start: _Start, trained: FinetuneResult) -> dict[str, Any]:
-    return {
+def _training_facts(
+    options: FinetuneOptions,
+    settings: FinetuneSettings,
+    start: _Start,
+    trained: FinetuneResult,
+    shots: Shots | None,
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {
         "method": options.method,
         "base": None if start.base is None else {"name": start.base.name, "checkpoint": start.base.digest},
         "epochs": len(trained.history),
         "best_epoch": trained.best_epoch,
-        "batch": options.batch,
-        "learning_rate": options.learning_rate,
-        "balance": options.balance,
+        "batch": settings.batch,
+        "learning_rate": settings.learning_rate,
+        "layer_decay": settings.layer_decay,
+        "loss": settings.loss,
+        "balance": settings.balance,
         "seed": options.seed,
         "elapsed_s": trained.history[-1]["elapsed_s"] if trained.history else 0.0,
         "history": trained.history,
     }
+    if options.method == "lora":
+        facts |= {"rank": settings.rank, "alpha": settings.alpha}
+    if shots is not None:
+        facts["shots"] = shots.as_dict()
+    return facts
 
 
 def _write(
@@ -322,8 +392,9 @@ def _write(
     result: Measured,
     limits: list[str],
     run_dir: Path,
+    adapter: Adapter | None,
 ) -> dict[str, Any]:
-    """Write the checkpoint folder, then the report beside the weights, then forget the run's state."""
+    """Write the checkpoint folder, then adapter and report beside the weights, then forget the run's state."""
     from netcls.evaluation.card import classifier_card
     from netcls.provenance import code_version
 
@@ -345,6 +416,10 @@ def _write(
     )
     saved = replace(checkpoint, calibration=result.calibration, card=card).save(options.out)
     report["checkpoint"] = saved.digest
+    if options.keep_adapter and adapter is not None and start.base is not None:
+        from models.adapter_files import save_adapter
+
+        save_adapter(Path(options.out), adapter, start.base, saved.labels, saved.calibration)
     text = json.dumps(report, indent=1, ensure_ascii=False)
     with write_then_rename(Path(options.out) / "report.json") as file:
         file.write(text.encode(errors="surrogateescape") + b"\n")

@@ -1,4 +1,4 @@
-"""Fine-tuning: labelled tokens and pretrained weights to a classifier.
+"""Fine-tuning: labelled tokens and pretrained weights to a classifier. What learns: :mod:`models.learning.methods`.
 
 The recipe is NetMamba's (arXiv 2405.11449): AdamW, learning rate 5e-4 at batch 64, one sixth of the run warm-up, half
 cosine to 1e-6, layer decay 0.75, weight decay 0.05, label smoothing 0.1, the best epoch by validation. Departures:
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from capture.errors import UsageError
 from models.learning.batches import (
@@ -31,6 +30,8 @@ from models.learning.batches import (
     to_device,
 )
 from models.learning.calibration import nll, softmax
+from models.learning.losses import LOSSES, training_loss
+from models.learning.methods import METHODS, Full, HeadMethod, LowRankMethod, Method
 from models.learning.run_state import Interrupt, Learner, RunFolder, seeded
 from models.learning.schedules import cosine_with_warmup, parameter_groups, run_progress
 from models.learning.start import choose_device, identity_of, load_body, resolve, training_process
@@ -38,6 +39,7 @@ from models.predictor import forward
 
 if TYPE_CHECKING:
     from models.families import Family
+    from models.nets.adapters import Adapter
 
 Progress = Callable[[dict[str, Any]], None]
 Augment = Callable[[dict[str, NDArray[Any]], np.random.Generator], dict[str, NDArray[Any]]]
@@ -53,6 +55,10 @@ class FinetuneSettings:
     """How to fine-tune.
 
     Attributes:
+        method: what learns: ``full``, ``head`` or ``lora``.
+        rank: largest rank of a change of a weight (``lora``).
+        alpha: a change is multiplied by alpha / rank (``lora``).
+        loss: ``ce``, or ``ldam`` with margins by class size.
         epochs: passes over the training flows.
         batch: flows of a step.
         learning_rate: at its peak, of the topmost layer.
@@ -60,7 +66,7 @@ class FinetuneSettings:
         warmup_share: share of the run in which the learning rate rises, 0 to below 1.
         layer_decay: factor on the learning rate for each layer further down.
         weight_decay: of AdamW; none on 1-D tensors, positions and class token.
-        label_smoothing: probability given away to the other labels.
+        label_smoothing: probability given away to the other labels (``ce``).
         balance: 0 draws flows as they are, 1 all classes equally often, 0.5 in proportion to 1 / sqrt(flows of class).
         clip_norm: largest norm of the gradient; None = not clipped.
         patience_epochs: stop after so many epochs without a better one; None = never.
@@ -75,6 +81,10 @@ class FinetuneSettings:
         UsageError: from the constructor, for a value that cannot be.
     """
 
+    method: str = "full"
+    rank: int = 8
+    alpha: float = 16.0
+    loss: str = "ce"
     epochs: int = 120
     batch: int = 64
     learning_rate: float = 5e-4
@@ -94,13 +104,17 @@ class FinetuneSettings:
     validation_batch: int = 64
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch", 1), ("validation_batch", 1), ("seed", 0)):
+        for name, known in (("method", METHODS), ("loss", LOSSES)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        least_of = {"epochs": 1, "batch": 1, "validation_batch": 1, "rank": 1, "seed": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name}: got {getattr(self, name)}, expected {least} or more")
         for name in ("threads", "patience_epochs"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name}: got {getattr(self, name)}, expected 1 or more")
-        for name in ("learning_rate", "layer_decay", "clip_norm", "max_seconds"):
+        for name in ("learning_rate", "layer_decay", "clip_norm", "max_seconds", "alpha"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise UsageError(f"{name}: got {getattr(self, name)}, expected more than 0")
         for name in ("warmup_share", "label_smoothing"):
@@ -119,11 +133,13 @@ class FinetuneResult:
         history: one entry an epoch: epoch (from 1), step, loss, validation_loss, val_macro_f1 (None without
             validation flows), lr, elapsed_s.
         best_epoch: from 1; the last one without validation flows.
+        adapter: of method ``lora``, also merged into ``state``; else None.
     """
 
     state: dict[str, torch.Tensor]
     history: list[dict[str, Any]]
     best_epoch: int
+    adapter: Adapter | None = None
 
 
 def finetune(
@@ -154,14 +170,20 @@ def finetune(
         resume: go on from the state in ``run_dir``; a finished run gives its result again.
         on_progress: called after each step and each validation with epoch, epochs, step, steps, loss, lr,
             samples_per_s, eta_s and val_macro_f1 (of the last validation, else None).
-        augment: changes the arrays of a training batch, given a generator that depends on seed and step alone.
+        augment: changes the arrays of a training batch, given a generator that depends on seed and step alone. Not
+            with method ``head``, whose features are computed once.
 
     Raises:
         DataError: for labels that do not fit.
         CheckpointError: for initial weights or a saved state that do not fit.
         TrainingError: if the loss is not finite.
+        UsageError: if ``augment`` is given with method ``head``.
         KeyboardInterrupt: on Ctrl-C, after the state was saved.
     """
+    if augment is not None and settings.method == "head":
+        raise UsageError(
+            "augment: got one with method 'head', whose features are computed once; leave it out"
+        )
     check_labelled(train, n_labels, "training flows")
     check_labelled(validation, n_labels, "validation flows", may_be_empty=True)
     family, config = resolve(family, model_config)
@@ -171,8 +193,9 @@ def finetune(
         model = family.build_classifier(config, n_labels)
         if init_state is not None:
             load_body(model, init_state, family, config)
+        method = _method(model.to(device), train, validation, settings, device)
         groups = parameter_groups(
-            model.to(device),
+            method.network,
             settings.weight_decay,
             without_decay=_WITHOUT_DECAY,
             layer_decay=settings.layer_decay,
@@ -188,11 +211,27 @@ def finetune(
             validation_flows=fingerprint(validation.labels, *validation.tokens.arrays.values()),
         )
         folder = RunFolder(run_dir, identity)
-        learner = Learner(model, groups, (0.9, 0.999), settings.clip_norm, folder, settings.save_every_s)
-        run = _Finetuning(learner, train, validation, settings, device, interrupt, on_progress, augment)
+        learner = Learner(
+            method.network, groups, (0.9, 0.999), settings.clip_norm, folder, settings.save_every_s
+        )
+        run = _Finetuning(learner, method, n_labels, settings, device, interrupt, on_progress, augment)
         if resume:
             run.restore()
         return run.run()
+
+
+def _method(
+    model: torch.nn.Module,
+    train: LabelledTokens,
+    validation: LabelledTokens,
+    settings: FinetuneSettings,
+    device: torch.device,
+) -> Method:
+    if settings.method == "head":
+        return HeadMethod(model, train, validation, settings.validation_batch, device)
+    if settings.method == "lora":
+        return LowRankMethod(model, train, validation, settings.rank, settings.alpha)
+    return Full(model, train, validation)
 
 
 class _Finetuning:
@@ -201,8 +240,8 @@ class _Finetuning:
     def __init__(
         self,
         learner: Learner,
-        train: LabelledTokens,
-        validation: LabelledTokens,
+        method: Method,
+        n_labels: int,
         settings: FinetuneSettings,
         device: torch.device,
         interrupt: Interrupt,
@@ -210,8 +249,12 @@ class _Finetuning:
         augment: Augment | None,
     ) -> None:
         self._learner = learner
-        self._train = train
-        self._validation = validation
+        self._method = method
+        self._train = method.train
+        self._validation = method.validation
+        self._loss = training_loss(
+            settings.loss, method.train.labels, n_labels, settings.label_smoothing, device
+        )
         self._settings = settings
         self._device = device
         self._interrupt = interrupt
@@ -232,7 +275,8 @@ class _Finetuning:
             if self._step_in_epoch == 0:  # resumed with less time than had been used
                 break
             self._finish_epoch()
-        return FinetuneResult(self._best, self._history, self._best_epoch)
+        state, adapter = self._method.result(self._best)
+        return FinetuneResult(state, self._history, self._best_epoch, adapter)
 
     def restore(self) -> None:
         position, self._best = self._learner.restore(_POSITION)
@@ -290,7 +334,7 @@ class _Finetuning:
             arrays = self._augment(arrays, np.random.default_rng([settings.seed, 3, learner.step]))
         labels = torch.from_numpy(self._train.labels[rows]).to(self._device)
         logits = learner.model(*to_device(arrays, self._device))
-        loss = functional.cross_entropy(logits.float(), labels, label_smoothing=settings.label_smoothing)
+        loss = self._loss(logits.float(), labels)
         progress = run_progress(
             learner.step + 1, self._total_steps(), learner.clock.elapsed_s, settings.max_seconds
         )
@@ -321,7 +365,7 @@ class _Finetuning:
             }
         )
         if self._is_best():
-            self._best = {name: t.detach().cpu().clone() for name, t in learner.model.state_dict().items()}
+            self._best = self._method.learned()
             self._best_epoch = self._epoch + 1
         self._report(self._history[-1]["loss"])
         self._epoch += 1

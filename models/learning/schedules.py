@@ -45,13 +45,13 @@ def parameter_groups(
     layer_decay: float = 1.0,
     depth_of: Callable[[str], int] | None = None,
 ) -> list[dict[str, Any]]:
-    """The model's parameters by weight decay and learning-rate scale, for an optimiser.
+    """The parameters that learn, by weight decay and learning-rate scale, for an optimiser.
 
     Weight decay spares tensors of one dimension or none, ``A_log`` (it would pull every decay rate of the scan towards
     1; Mamba's authors spare it too, NetMamba's code does not), and the names given.
 
     Args:
-        model: all its parameters are taken.
+        model: all its parameters that require a gradient are taken.
         weight_decay: of those that have one.
         without_decay: more parameter names to spare.
         layer_decay: factor per layer: a parameter ``k`` layers below the top learns ``layer_decay ** k`` as fast.
@@ -64,10 +64,11 @@ def parameter_groups(
         BEiT (arXiv 2106.08254), layer-wise learning-rate decay.
     """
     spared = set(without_decay)
-    depths = {name: depth_of(name) if depth_of else 0 for name, _ in model.named_parameters()}
+    learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    depths = {name: depth_of(name) if depth_of else 0 for name, _ in learning}
     top = max(depths.values())
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in learning:
         plain = parameter.ndim <= 1 or name in spared or name.endswith("A_log")
         key = (0.0 if plain else weight_decay, layer_decay ** (top - depths[name]))
         group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "scale": key[1]})

@@ -24,7 +24,8 @@ from netcls.output import Output
 F = TypeVar("F", bound=Callable[..., Any])
 
 SPLITS: Final = ("capture", "group", "host", "time", "flow")
-METHODS: Final = ("full",)
+METHODS: Final = ("full", "head", "lora")
+LOSSES: Final = ("ce", "ldam")
 
 
 def run_options(function: F) -> F:
@@ -69,7 +70,40 @@ def run_options(function: F) -> F:
 @click.command("finetune", cls=NetclsCommand)
 @click.argument("data", metavar="DATA")
 @click.option("--base", metavar="NAME|DIR", show_default="random weights", help="Checkpoint to start from.")
-@click.option("--method", type=click.Choice(METHODS), default="full", help="What is trained.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="full",
+    help="What is trained: everything, the head alone (seconds), or a low-rank adapter and the head.",
+)
+@click.option(
+    "--rank", type=click.IntRange(min=1), metavar="N", default=8, help="Of the adapter (--method lora)."
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="ALPHA",
+    show_default="twice the rank",
+    help="Of the adapter: its changes are multiplied by alpha / rank (--method lora).",
+)
+@click.option(
+    "--keep-adapter",
+    is_flag=True,
+    help="Also write the adapter by itself: adapter.safetensors and adapter.json (--method lora).",
+)
+@click.option(
+    "--shots",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="all",
+    help="Train on N flows of each class, from as many captures as possible.",
+)
+@click.option(
+    "--loss",
+    type=click.Choice(LOSSES),
+    default="ce",
+    help="Cross-entropy, or margins that grow as classes shrink (LDAM).",
+)
 @click.option(
     "--split",
     type=click.Choice(SPLITS),
@@ -105,7 +139,11 @@ def run_options(function: F) -> F:
     help="Label that is left out; may repeat.",
 )
 @click.option(
-    "--epochs", type=click.IntRange(min=1), metavar="N", default=30, help="Passes over the training flows."
+    "--epochs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="the method's",
+    help="Passes over the training flows.",
 )
 @click.option(
     "--patience-epochs",
@@ -119,7 +157,7 @@ def run_options(function: F) -> F:
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="RATE",
-    default=5e-4,
+    show_default="the method's",
     help="Peak, of the topmost layer.",
 )
 @click.option(

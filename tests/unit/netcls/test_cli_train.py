@@ -65,7 +65,8 @@ def test_the_defaults_of_the_commands_are_those_of_the_runs(given: list[Any]) ->
 
 def test_every_flag_of_finetune_arrives(given: list[Any]) -> None:
     flags = (
-        "--out o --base netmamba --label label2 --group client,server --drop-label x --drop-label y --split group "
+        "--out o --base netmamba --method lora --rank 4 --alpha 12 --keep-adapter --shots 5 --loss ldam "
+        "--label label2 --group client,server --drop-label x --drop-label y --split group "
         "--group-rule each --leave-out a,b --leave-out c,d --epochs 3 --batch 8 --learning-rate 0.001 --balance 1 "
         "--patience-epochs 2 --max-seconds 60 --seed 7 --split-seed 8 --max-flows-per-capture 5 --tolerance-s 2 "
         "--unknown-quantile 0.9 --threads 1 --device cpu --representation payload_bytes=0 "
@@ -77,6 +78,12 @@ def test_every_flag_of_finetune_arrives(given: list[Any]) -> None:
             data="data",
             out="o",
             base="netmamba",
+            method="lora",
+            rank=4,
+            alpha=12.0,
+            keep_adapter=True,
+            shots=5,
+            loss="ldam",
             label="label2",
             group=("client", "server"),
             drop_labels=("x", "y"),

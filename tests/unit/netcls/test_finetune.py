@@ -196,8 +196,8 @@ def test_what_cannot_work_is_refused_before_anything_is_read(options, change, me
 
 
 def test_a_method_that_is_not_there_is_refused_by_name(options):
-    with pytest.raises(UsageError, match="method 'lora' is not available; choose full"):
-        replace(options, method="lora")
+    with pytest.raises(UsageError, match="method 'prompt' is not available; choose full, head, lora"):
+        replace(options, method="prompt")
 
 
 def test_one_capture_per_class_is_told_to_choose_another_split(options, tmp_path):
