@@ -338,7 +338,12 @@ def test_an_interrupt_delivers_the_flows_that_have_ended(capture: Path, tmp_path
         tmp_path / "late.pcap", [(1_700_001_000.0 + i, udp_flow("10.0.0.9", 9, [1])[0][1]) for i in range(9)]
     )
     process = subprocess.Popen(
-        [NETCLS, "flows", "-", "-o", target], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [NETCLS, "flows", "-", "-o", target],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background job of a shell without job control ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin is not None
     assert process.stderr is not None

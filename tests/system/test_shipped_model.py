@@ -59,8 +59,8 @@ def test_the_card_names_no_address_and_no_folder_of_its_makers(checkpoint):
 
 def test_the_demonstration_is_labelled_far_better_than_by_the_commonest_label(checkpoint):
     """Its episodes were held out; the labels are the lab's."""
-    (capture,) = read_source(DATA / "captures" / "demo_labels.csv").captures
-    labels = read_source(DATA / "captures" / "demo_labels.csv").labels
+    (capture,) = read_source(DATA / "demo_labels.csv").captures
+    labels = read_source(DATA / "demo_labels.csv").labels
     going = Run([str(DEMO)], classify=True, checkpoint=checkpoint)
     right, truth = 0, []
     for batch in going:
