@@ -67,7 +67,12 @@ WHAT: dict[str, tuple[str, list[Packet]]] = {
         [
             Ether() / IP(src=C, dst=S) / UDP(sport=1000, dport=53) / Raw(b"q"),
             Ether() / Dot1Q(vlan=10) / IP(src=C, dst=S) / UDP(sport=1000, dport=53) / Raw(b"q"),
-            Ether(type=0x88A8) / Dot1Q(vlan=20) / Dot1Q(vlan=10) / IP(src=C, dst=S) / UDP(sport=1000, dport=53) / Raw(b"q"),
+            Ether(type=0x88A8)
+            / Dot1Q(vlan=20)
+            / Dot1Q(vlan=10)
+            / IP(src=C, dst=S)
+            / UDP(sport=1000, dport=53)
+            / Raw(b"q"),
         ],
     ),
     "fragments": (
@@ -75,14 +80,25 @@ WHAT: dict[str, tuple[str, list[Packet]]] = {
         [
             Ether() / IP(src=C, dst=S, flags="MF", id=9) / UDP(sport=9, dport=9, len=3000) / Raw(bytes(1000)),
             Ether() / IP(src=C, dst=S, frag=126, id=9, proto=17) / Raw(bytes(900)),
-            Ether() / IPv6(src="2001:db8::1", dst="2001:db8::2") / IPv6ExtHdrFragment(m=1, id=3)
-            / UDP(sport=9, dport=9, len=3000, chksum=1) / Raw(bytes(1000)),
-            Ether() / IPv6(src="2001:db8::1", dst="2001:db8::2") / IPv6ExtHdrFragment(offset=126, id=3, nh=17) / Raw(bytes(900)),
+            Ether()
+            / IPv6(src="2001:db8::1", dst="2001:db8::2")
+            / IPv6ExtHdrFragment(m=1, id=3)
+            / UDP(sport=9, dport=9, len=3000, chksum=1)
+            / Raw(bytes(1000)),
+            Ether()
+            / IPv6(src="2001:db8::1", dst="2001:db8::2")
+            / IPv6ExtHdrFragment(offset=126, id=3, nh=17)
+            / Raw(bytes(900)),
         ],
     ),
     "ipv6_extension_headers": (
         "TCP behind a hop-by-hop header is TCP.",
-        [Ether() / IPv6(src="2001:db8::1", dst="2001:db8::2") / IPv6ExtHdrHopByHop() / TCP(sport=1, dport=2, flags="S")],
+        [
+            Ether()
+            / IPv6(src="2001:db8::1", dst="2001:db8::2")
+            / IPv6ExtHdrHopByHop()
+            / TCP(sport=1, dport=2, flags="S")
+        ],
     ),
     "idle_timeout": (
         "130 s of silence end a flow with reason idle; the next packet begins another.",
@@ -91,7 +107,7 @@ WHAT: dict[str, tuple[str, list[Packet]]] = {
             Ether() / IP(src=C, dst=S) / UDP(sport=1, dport=2) / Raw(b"b"),
         ],
     ),
-}  # fmt: skip
+}
 
 
 def timed(packets: list[Packet], gap_s: float) -> list[Packet]:
