@@ -22,6 +22,7 @@ from capture.representations import build
 from models.checkpoint_verify import build_config, known_family
 from models.learning.calibration import softmax
 from models.learning.start import choose_device
+from models.precision import choose_precision
 
 if TYPE_CHECKING:
     from capture.representations.base import TokenBatch
@@ -56,13 +57,24 @@ class Predictor:
         checkpoint: of kind ``classifier``.
         threads: worker threads; None means the cores this process may use.
         device: ``cpu``, ``cuda``, or ``auto`` (CUDA where there is one).
+        precision: ``fp32``, ``bf16``, or ``auto``; see :mod:`models.precision`.
+
+    Attributes:
+        precision: the one that was chosen.
 
     Raises:
         CheckpointError: for a backbone, which has no labels to answer with.
-        UsageError: for an unknown or absent device, or fewer than one thread.
+        UsageError: for an unknown or absent device or precision, or fewer than one thread.
     """
 
-    def __init__(self, checkpoint: Checkpoint, *, threads: int | None = None, device: str = "auto") -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        threads: int | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
         if checkpoint.kind != "classifier":
             raise CheckpointError(
                 f"{checkpoint.path}: got a {checkpoint.kind}, expected a classifier; "
@@ -76,6 +88,9 @@ class Predictor:
         self.threads = (threads or _usable_cores()) if on_cpu else 1
         self._batch = MICRO_BATCH if on_cpu else CUDA_BATCH
         self._model = _network(checkpoint).to(self.device)
+        self.precision = choose_precision(precision, self._model, checkpoint.card, self.device.type)
+        if self.precision != "fp32":
+            self._model.inference_precision = self.precision  # type: ignore[assignment]
         # The number of torch threads belongs to the thread that sets it: the caller's stays as it is.
         self._pool = ThreadPoolExecutor(
             self.threads, "netcls-predict", initializer=torch.set_num_threads, initargs=(1,)

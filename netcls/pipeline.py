@@ -46,6 +46,7 @@ class RunOptions:
         strict: a capture that ends in the middle of a record is an error.
         threads: of the model; None: one per core.
         device: ``auto``, ``cpu`` or ``cuda``.
+        precision: of the model on a CPU: ``auto``, ``fp32`` or ``bf16``.
     """
 
     model: str = "default"
@@ -58,6 +59,7 @@ class RunOptions:
     strict: bool = False
     threads: int | None = None
     device: str = "auto"
+    precision: str = "auto"
 
     def flow_table_config(self) -> FlowTableConfig:
         """The flow table's part of these options."""
@@ -77,7 +79,9 @@ class _Answerer:
         from models.predictor import Predictor
 
         self.representation = build(checkpoint.representation, checkpoint.representation_settings)
-        self._predictor = Predictor(checkpoint, threads=options.threads, device=options.device)
+        self._predictor = Predictor(
+            checkpoint, threads=options.threads, device=options.device, precision=options.precision
+        )
         name = ModelName(
             checkpoint.name,
             checkpoint.digest,

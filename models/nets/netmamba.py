@@ -105,7 +105,13 @@ class NetMambaClassifier(_Encoder):
     Args:
         config: sizes.
         n_labels: C, classes.
+
+    Attributes:
+        inference_precision: ``fp32`` or ``bf16``: the matrix products of :mod:`models.nets.netmamba_inference`. It does
+            not change what the module computes anywhere else.
     """
+
+    inference_precision = "fp32"
 
     def __init__(self, config: NetMambaConfig, n_labels: int) -> None:
         super().__init__(config)
@@ -125,7 +131,7 @@ class NetMambaClassifier(_Encoder):
         """Logits: uint8 (F, n_bytes) to float32 (F, C).
 
         In evaluation under ``torch.inference_mode`` on a CPU it runs :mod:`models.nets.netmamba_inference`; the same
-        logits to 1e-5.
+        logits to 1e-5, or nearly those with ``inference_precision`` bf16.
         """
         fast = self._fast()
         if fast is not None:

@@ -17,6 +17,7 @@ from netcls.cli.options import (
     model_option,
     output_option,
     paths_argument,
+    precision_option,
     talk_options,
     threads_option,
 )
@@ -91,6 +92,7 @@ def flow_options(function: F) -> F:
 @output_option
 @threads_option
 @device_option
+@precision_option
 @talk_options
 def classify(**options: Any) -> int:
     """Label every flow of captures.

@@ -190,6 +190,16 @@ def device_option(function: F) -> F:
     )(function)
 
 
+def precision_option(function: F) -> F:
+    """``--precision``."""
+    return click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16"]),
+        default="auto",
+        help="Of the model's matrix products on a CPU. auto: bf16 where CPU and model's card allow.",
+    )(function)
+
+
 def seed_option(function: F) -> F:
     """``--seed``."""
     return click.option(

@@ -183,10 +183,10 @@ def test_the_defaults_of_the_command_are_those_of_the_pipeline(capfd: Capfd) -> 
 def test_every_flag_reaches_the_pipeline(capfd: Capfd) -> None:
     flags = (
         "--model other --idle-timeout-s 60 --active-timeout-s 90.5 --tcp-linger-s 1 --memory-limit-mib 8 "
-        "--min-packets 3 --top 2 --strict --threads 2 --device cpu"
+        "--min-packets 3 --top 2 --strict --threads 2 --device cpu --precision fp32"
     )
     run(capfd, "classify", "a.pcap", *flags.split())
-    assert FakeRun.made.options == RunOptions("other", 60.0, 90.5, 1.0, 8 << 20, 3, 2, True, 2, "cpu")
+    assert FakeRun.made.options == RunOptions("other", 60.0, 90.5, 1.0, 8 << 20, 3, 2, True, 2, "cpu", "fp32")
 
 
 @pytest.mark.parametrize(
