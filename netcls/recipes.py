@@ -1,6 +1,6 @@
 """How each method trains unless told otherwise: epochs, learning rate, layer decay.
 
-Measured on small sets of labelled captures with the shipped backbone; `docs/finetuning.md` has the figures.
+What was measured, and what was not, stands in `docs/finetuning.md`.
 """
 
 from __future__ import annotations
