@@ -97,7 +97,7 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
     else:
         got = f"a file that begins with {start[:8].hex() or 'nothing'}"
     raise CheckpointError(
-        f"{path}: got {got}, expected safetensors; pickles are never loaded, convert it with `netcls convert`"
+        f"{path}: got {got}, expected safetensors; pickles are never loaded; save the weights as safetensors"
     )
 
 
