@@ -65,10 +65,16 @@ class MambaMixer(nn.Module):
         self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
-        self.A_log = nn.Parameter(
-            torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(self.d_inner, 1)
-        )
+        self.A_log = nn.Parameter(torch.empty(self.d_inner, d_state))
         self.D = nn.Parameter(torch.ones(self.d_inner))
+        # Without memory (a checkpoint's shapes are being verified) arithmetic would import torch's compiler: 1 s.
+        if not self.A_log.is_meta:
+            self._init_state()
+
+    def _init_state(self) -> None:
+        """A = -(1 .. N) in each channel, and dt."""
+        with torch.no_grad():
+            self.A_log.copy_(torch.arange(1, self.d_state + 1, dtype=torch.float32).log())
         self._init_dt()
 
     def _init_dt(self) -> None:

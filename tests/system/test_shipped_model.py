@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -75,3 +77,14 @@ def test_the_demonstration_is_labelled_far_better_than_by_the_commonest_label(ch
     commonest = Counter(truth).most_common(1)[0][1]
     assert right > commonest
     assert right >= len(truth) / 2
+
+
+def test_classifying_never_imports_the_compiler_of_torch():
+    """A second of every start, for nothing."""
+    code = (
+        "import sys, netcls; "
+        f"assert list(netcls.classify({str(DEMO)!r})); "
+        "print('torch' in sys.modules, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
