@@ -202,7 +202,7 @@ def _headers(stack: np.dtype[Any], flows: Flows, packets: Packets) -> NDArray[An
 def _ipv4_checksum(ip: NDArray[Any], src: NDArray[np.int64], dst: NDArray[np.int64]) -> NDArray[np.int64]:
     """RFC 791; fills in the addresses, which it covers."""
     ip["src"], ip["dst"] = src, dst
-    words = np.ascontiguousarray(ip).view(">u2").reshape(len(ip), -1).astype(np.int64)
+    words = np.ascontiguousarray(ip).view(">u2").reshape(len(ip), ip.dtype.itemsize // 2).astype(np.int64)
     total = words.sum(axis=1)
     for _ in range(2):
         total = (total & 0xFFFF) + (total >> 16)
@@ -284,7 +284,7 @@ def _put(
 
 
 def _bytes_of(structured: NDArray[Any]) -> NDArray[np.uint8]:
-    return structured.view(np.uint8).reshape(len(structured), -1)
+    return structured.view(np.uint8).reshape(len(structured), structured.dtype.itemsize)
 
 
 def _big_endian(values: NDArray[np.int64]) -> NDArray[np.uint8]:

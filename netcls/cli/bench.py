@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json as json_text
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from netcls.bench import STAGES
 from netcls.cli.console import Progress, report
 from netcls.cli.options import NetclsCommand, json_option, seed_option
 from netcls.output import Output
 
 if TYPE_CHECKING:
     from netcls.bench import BenchReport
+
+STAGES: Final = ("read", "decode", "flows", "tokens", "model", "train", "end_to_end")
 
 
 @click.command("bench", cls=NetclsCommand)
