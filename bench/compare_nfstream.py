@@ -30,8 +30,8 @@ def main() -> int:
     refused: list[str] = []
     for path, flows in zip(captures, meter(captures, options.idle, options.active), strict=True):
         if isinstance(flows, str):
-            refused.append(f"{path.name}: {flows}")
-            flows = []
+            refused.append(f"{path.name}: nfstream: {flows}")
+            continue
         try:
             total.add(compare(path, flows, options.idle, options.active))
         except CaptureError as error:

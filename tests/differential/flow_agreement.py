@@ -24,34 +24,34 @@ from capture.readers import open_capture
 from capture.reject import Reject
 from tests.differential.nfstream_peer import PeerFlow, PeerPacket, see
 
-SYN, RST, ACK = 2, 4, 16
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+LINGER_NS: Final = round(FlowTableConfig().tcp_linger_s * 1e9)
 
-# Why flows may differ, and who is right. ``only_ours:`` and ``only_nfstream:`` are followed by the reason that the
-# other side gives for passing a packet over.
+# Why flows may differ, and who is right. ``only_ours:`` and ``only_nfstream:`` are followed by the reason for which the
+# other side passes a packet over, or by what nfstream steps through.
 CAUSES: Final = {
-    "icmp_key": "ours: type and code tell a ping from an error message (as Zeek and Community ID do)",
-    "one_way_icmp": "ours: an ICMP message that has no answer is not an answer to another (Community ID)",
-    "sctp_ports": "ours: SCTP has ports (RFC 9260); nfstream takes all associations of two hosts for one",
-    "outer_vlan": "ours: the outer tag counts too; nfstream keeps the inner one only",
-    "vlan_type": "ours: 802.1ad (0x88a8) and cooked captures carry tags; nfstream knows 0x8100 only",
-    "short_transport": "open: a TCP or UDP header that the IP length cuts off; nfstream takes ports to be 0",
-    "ip_in_ip": "open: nfstream always steps into IP in IP; ours reports the tunnel until tunnels are decoded",
-    "new_connection": "ours: a SYN that reuses the ports opens a new connection; nfstream knows no TCP",
-    "tcp_end": "ours: the connection was closed, and its ports were silent for the linger time",
-    "syn_ack_first": "ours: who gets a SYN-ACK is the client; nfstream says who was seen first",
-    "turned_in_other_flow": "neither: where one side splits a flow, its later part may begin with the server",
+    "icmp_key": "ours: type and code tell a ping from an error message (Community ID, Zeek)",
+    "sctp_ports": "ours: SCTP has ports (RFC 9260); to nfstream all associations of two hosts are one flow",
+    "outer_vlan": "ours: the outer tag counts too; nfstream keeps the inner one",
+    "new_connection": "ours: a SYN that reuses the ports opens a new connection; nfstream does not follow TCP",
+    "tcp_end": "ours: the connection had ended, and nothing came for the linger time",
+    "syn_ack_first": "ours: who gets a SYN-ACK is the client; for nfstream it is who was seen first",
     "active_successor": "ours: after an active timeout the client stays the client",
-    "other_start": "neither: timeouts count from the start of flows that differ for another reason",
-    "active_limit": "neither: nfstream cuts at, ours behind the timeout; nfstream counts in whole milliseconds",
+    "other_start": "neither: timeouts and directions count from the first packet, which another cause changed",
+    "at_the_limit": "neither: nfstream cuts at the timeout, in whole ms; ours behind it, in ns",
     "frame_of_64k": "ours: nfstream counts frame lengths modulo 65,536",
+    "ip_in_ip": "nfstream: it shows the inner flows; ours, the tunnel as one flow",
     "only_ours:truncated_ipv6": "ours: nfstream drops IPv6 packets that were not captured whole",
-    "only_ours:link_type": "ours: nfstream does not read the link type (Linux cooked v2, LOOP)",
-    "only_ours:short_frame": "ours: nfstream passes over frames below 28 bytes, which raw IP may have",
-    "only_ours:not_ip": "ours: nfstream does not read the tags in front of the packet (0x88a8, cooked captures)",
-    "only_ours:ip_total_length": "ours: IP length 0 is segmentation offload",
-    "only_ours:ipv6_extension": "ours: IPv6 length 0 is segmentation offload or a jumbogram (RFC 2675)",
-    "only_ours:ports_not_captured": "undefined: nfstream reads ports behind the captured bytes",
-    "only_ours:unread": "ours: nfstream stops reading the file (libpcap: one link type, snap length to a file)",
+    "only_ours:link_type": "ours: nfstream does not read the link type",
+    "only_ours:short_frame": "ours: nfstream passes over frames below 28 bytes",
+    "only_ours:ip_total_length": "ours: an IP length of 0 is segmentation offload",
+    "only_ours:ports_not_captured": "ours: nfstream reads ports behind the captured bytes",
+    "only_nfstream:pppoe": "nfstream: ours does not decode PPPoE",
+    "only_nfstream:mpls": "nfstream: ours does not decode MPLS",
+    "only_nfstream:not_ip": "ours: nfstream looks at the version only, not at the EtherType",
+    "only_nfstream:bad_tcp_offset": "ours: there is no TCP header; nfstream does not look at the offset",
+    "only_nfstream:bad_udp_length": "ours: the UDP length is wrong; nfstream does not look at it",
+    "only_nfstream:truncated_transport": "ours: the IP length ends before the TCP or UDP header does",
 }
 
 
@@ -124,10 +124,6 @@ def compare(path: Path, peer_flows: list[PeerFlow], idle_timeout_s: int, active_
     """Put our flows of a capture beside nfstream's."""
     packets, records = _measure(path, FlowTableConfig(idle_timeout_s, active_timeout_s))
     found = Agreement(captures=1, packets=len(packets), ours=len(records), theirs=len(peer_flows))
-    if not peer_flows or sum(map(_packets_of, peer_flows)) < sum(
-        isinstance(p.theirs, PeerPacket) for p in packets
-    ):
-        packets = _without_unread(packets, sum(map(_packets_of, peer_flows)))
     ours = _our_flows(packets, records, found)
     theirs = _their_flows(packets, peer_flows, found)
     same = {_signature(flow) for flow in ours} & {_signature(flow) for flow in theirs}
@@ -136,10 +132,10 @@ def compare(path: Path, peer_flows: list[PeerFlow], idle_timeout_s: int, active_
         [flow for flow in ours if _signature(flow) not in same],
         [flow for flow in theirs if _signature(flow) not in same],
     ):
-        causes = _causes(packets, *knot)
+        causes = _causes(packets, *knot, (idle_timeout_s, active_timeout_s))
         found.packets_by_cause.update(cause for cause in causes.elements() if cause.startswith("only_"))
         names = tuple(sorted(causes))
-        unknown = [name for name in names if name not in CAUSES and not name.startswith("only_nfstream:")]
+        unknown = [name for name in names if name not in CAUSES]
         if unknown or not names:
             found.unexplained.append(f"{_describe(packets, *knot)}: {', '.join(unknown) or 'no cause'}")
             continue
@@ -148,10 +144,6 @@ def compare(path: Path, peer_flows: list[PeerFlow], idle_timeout_s: int, active_
         found.flows_by_cause[names][1] += len(knot[1])
     found.unexplained = [f"{path.name}: {line}" for line in found.unexplained]
     return found
-
-
-def _packets_of(flow: PeerFlow) -> int:
-    return sum(flow.packets)
 
 
 def _signature(flow: Flow) -> tuple[Any, ...]:
@@ -221,18 +213,6 @@ def _record_key(record: Any) -> tuple[Any, ...]:
     return _our_key(*ends, *ports, int(record["protocol"]), tuple(record["vlan"].tolist()))
 
 
-def _without_unread(packets: list[Packet], n_read: int) -> list[Packet]:
-    """nfstream's reader gave up: what comes behind the packets that it counted, it has not seen."""
-    cut = []
-    for packet in packets:
-        if isinstance(packet.theirs, PeerPacket):
-            n_read -= 1
-            if n_read < 0:
-                packet = packet._replace(theirs="unread")
-        cut.append(packet)
-    return cut
-
-
 def _our_flows(packets: list[Packet], records: list[Any], found: Agreement) -> list[Flow]:
     queues = _by_key(
         (number, p.ours.key) for number, p in enumerate(packets) if isinstance(p.ours, OurPacket)
@@ -243,11 +223,6 @@ def _our_flows(packets: list[Packet], records: list[Any], found: Agreement) -> l
         taken = _take(queues[key], int(record["packets"].sum()))
         skip = 12 if record["ip_version"] == 4 else 0
         client = (bytes(record["client"])[skip:], int(record["client_port"]))
-        if record["protocol"] in (ICMP, ICMPV6):
-            client = (
-                client[0],
-                next((packets[n].ours.src[1] for n in taken if packets[n].ours.src[0] == client[0]), -1),
-            )  # type: ignore[union-attr]
         from_client = tuple(packets[n].ours.src == client for n in taken)  # type: ignore[union-attr]
         counted = _count(packets, taken, from_client)
         said = (*record["packets"].tolist(), *record["frame_bytes"].tolist())
@@ -325,7 +300,9 @@ def _knots(ours: list[Flow], theirs: list[Flow]) -> list[tuple[list[Flow], list[
     return list(knots.values())
 
 
-def _causes(packets: list[Packet], ours: list[Flow], theirs: list[Flow]) -> Counter[str]:
+def _causes(
+    packets: list[Packet], ours: list[Flow], theirs: list[Flow], timeouts_s: tuple[int, int]
+) -> Counter[str]:
     causes: Counter[str] = Counter()
     our_flow = {number: flow for flow in ours for number in flow.packets}
     their_flow = {number: flow for flow in theirs for number in flow.packets}
@@ -337,7 +314,7 @@ def _causes(packets: list[Packet], ours: list[Flow], theirs: list[Flow]) -> Coun
     for flow in theirs:
         causes.update(_splits_of_ours(packets, [our_flow[n] for n in flow.packets if n in our_flow]))
     for flow in ours:
-        causes.update(_splits_of_theirs(packets, flow, their_flow))
+        causes.update(_splits_of_theirs(packets, flow, their_flow, timeouts_s))
     causes.update(_turns(packets, our_flow, their_flow))
     return causes
 
@@ -349,12 +326,24 @@ def _splits_of_ours(packets: list[Packet], flows: list[Flow]) -> Iterable[str]:
         if before.key != after.key:
             yield _key_cause(packets, before, after)
             continue
-        first = packets[after.packets[0]].ours
-        assert isinstance(first, OurPacket)
-        if before.end_reason == EndReason.END_DETECTED:
-            yield "new_connection" if first.tcp_flags & (SYN | ACK | RST) == SYN else "tcp_end"
+        if before.end_reason == EndReason.ACTIVE:
+            yield "other_start"
         else:
-            yield "other_start" if before.end_reason in (EndReason.ACTIVE, EndReason.IDLE) else "split_by_us"
+            yield _tcp_split(packets, before, after) if before.key[2] == TCP else "split_by_us"
+
+
+def _tcp_split(packets: list[Packet], before: Flow, after: Flow) -> str:
+    """What ended a connection, by its packets: our flow table is not asked."""
+    flags = [0, 0]
+    for number, is_up in zip(before.packets, before.from_client, strict=True):
+        flags[not is_up] |= packets[number].ours.tcp_flags  # type: ignore[union-attr]
+    is_over = bool((flags[0] | flags[1]) & RST or flags[0] & flags[1] & FIN)
+    first = packets[after.packets[0]]
+    assert isinstance(first.ours, OurPacket)
+    if first.ours.tcp_flags & (SYN | ACK | RST) == SYN and (is_over or all(flags)):
+        return "new_connection"
+    silence_ns = first.ts_ns - packets[before.packets[-1]].ts_ns
+    return "tcp_end" if is_over and silence_ns > LINGER_NS else "split_by_us"
 
 
 def _key_cause(packets: list[Packet], one: Flow, other: Flow) -> str:
@@ -367,14 +356,16 @@ def _key_cause(packets: list[Packet], one: Flow, other: Flow) -> str:
         return "icmp_key"
     if protocol == SCTP:
         return "sctp_ports"
-    return "ip_in_ip" if _is_through(packets, one) else "short_transport"
+    return "ip_in_ip" if _is_through(packets, one) else "key_ports"
 
 
 def _is_through(packets: list[Packet], flow: Flow) -> bool:
     return any(getattr(packets[n].theirs, "through", "") == "ip_in_ip" for n in flow.packets)
 
 
-def _splits_of_theirs(packets: list[Packet], flow: Flow, their_flow: dict[int, Flow]) -> Iterable[str]:
+def _splits_of_theirs(
+    packets: list[Packet], flow: Flow, their_flow: dict[int, Flow], timeouts_s: tuple[int, int]
+) -> Iterable[str]:
     """Why one flow of ours is several of nfstream's."""
     distinct = list(dict.fromkeys(their_flow[n] for n in flow.packets if n in their_flow))
     if _is_through(packets, flow):
@@ -382,11 +373,18 @@ def _splits_of_theirs(packets: list[Packet], flow: Flow, their_flow: dict[int, F
         return
     for before, after in pairwise(distinct):
         if before.key != after.key:
-            yield "vlan_type" if before.key[:3] == after.key[:3] else "key_of_theirs"
+            yield "key_of_nfstream"
         elif before.packets[0] != flow.packets[0]:
             yield "other_start"
         else:
-            yield "split_by_them"
+            yield "at_the_limit" if _is_at_limit(packets, before, after, timeouts_s) else "split_by_nfstream"
+
+
+def _is_at_limit(packets: list[Packet], before: Flow, after: Flow, timeouts_s: tuple[int, int]) -> bool:
+    """True if a flow was as old, or silent for as long, as a timeout says, to the millisecond."""
+    now_ns = packets[after.packets[0]].ts_ns
+    since = (packets[before.packets[-1]].ts_ns, packets[before.packets[0]].ts_ns)
+    return any(abs(now_ns - ns - s * 10**9) <= 10**6 for ns, s in zip(since, timeouts_s, strict=True))
 
 
 def _turns(packets: list[Packet], our_flow: dict[int, Flow], their_flow: dict[int, Flow]) -> Iterable[str]:
@@ -402,16 +400,17 @@ def _turns(packets: list[Packet], our_flow: dict[int, Flow], their_flow: dict[in
         is_up = ours.from_client[ours.packets.index(number)]
         if is_up == theirs.from_client[theirs.packets.index(number)]:
             continue
-        first = packets[ours.packets[0]].ours
-        assert isinstance(first, OurPacket)
-        if ours.key[2] == TCP and first.tcp_flags & (SYN | ACK | RST) == SYN | ACK:
-            yield "syn_ack_first"
-        elif ours.packets != theirs.packets:
-            yield "turned_in_other_flow"
-        elif not ours.from_client[0]:
-            yield "active_successor"
-        else:
-            yield "turned"
+        yield _turn(packets, ours, theirs)
+
+
+def _turn(packets: list[Packet], ours: Flow, theirs: Flow) -> str:
+    first = packets[ours.packets[0]].ours
+    assert isinstance(first, OurPacket)
+    if not ours.from_client[0]:
+        is_syn_ack = ours.key[2] == TCP and first.tcp_flags & (SYN | ACK | RST) == SYN | ACK
+        return "syn_ack_first" if is_syn_ack else "active_successor"
+    # Both say that who sent first is the client, of different packets.
+    return "other_start" if ours.packets[0] != theirs.packets[0] and theirs.from_client[0] else "turned"
 
 
 def _describe(packets: list[Packet], ours: list[Flow], theirs: list[Flow]) -> str:

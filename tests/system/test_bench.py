@@ -1,4 +1,4 @@
-"""The installed ``netcls bench`` and the comparison script, once and small; nothing depends on how fast it went.
+"""The installed ``netcls bench`` and the comparison script, once and small; nothing depends on how fast it went."""
 
 from __future__ import annotations
 
