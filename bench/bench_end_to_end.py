@@ -103,17 +103,17 @@ def model_section(rounds: int, seed: int) -> dict[str, Any]:
 def answers_section(few: Capture, one: Capture, mix: Capture, rounds: int, checkpoint: str) -> dict[str, Any]:
     """Packets to answers, on few flows; both sides have the same network and the same weights."""
 
-    def classify(model: str) -> Callable[[str], list[str]]:
+    def classify(model: str, precision: str) -> Callable[[str], list[str]]:
         return lambda c: [
             *(NETCLS, "classify", c, "-m", model, "-f", "jsonl", "-o", "/dev/null"),
-            *("--threads", "1", "--device", "cpu", "-v"),
+            *("--threads", "1", "--device", "cpu", "--precision", precision, "-v"),
         ]
 
-    ours = Road("netcls classify", classify(checkpoint), netcls_counts)
+    ours = Road("netcls classify", classify(checkpoint, "fp32"), netcls_counts)
     plain = Road("dpkt + plain PyTorch", peer("plain_classify", checkpoint), peer_counts)
     roads = [ours, plain]
     if default_ships():
-        roads.append(Road("netcls classify, default model", classify("default"), netcls_counts))
+        roads.append(Road("netcls classify, default model", classify("default", "auto"), netcls_counts))
     run_in_turn(roads, str(few.path), str(one.path), rounds)
     per_flow = {
         road.name: statistics.median(work_s) / few.flows for road in roads if (work_s := road.work_cpu_s())

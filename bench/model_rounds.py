@@ -49,7 +49,7 @@ def main() -> None:
         with torch.inference_mode():
             return plain(torch.from_numpy(flow_bytes)).numpy()
 
-    with Predictor(checkpoint, threads=1, device="cpu") as ours:
+    with Predictor(checkpoint, threads=1, device="cpu", precision="fp32") as ours:
         difference = float(np.abs(ours.logits(tokens) - run_plain()).max())
         if difference > LARGEST_DIFFERENCE:
             sys.exit(f"the two networks disagree by {difference:g}; expected at most {LARGEST_DIFFERENCE:g}")

@@ -12,11 +12,11 @@ decode     headers   packets blocks to columns
 flows      records   packets columns to flow records, nothing kept of the packets
 flows      tokens    packets the same, with the first bytes that NetMamba wants
 tokens     netmamba  packets the first packets of all flows to model input, for each packet of the capture
-model      MODEL     flows   model input to logits
+model      MODEL     flows   model input to logits; in fp32, and in bf16 where the CPU has it
 train      MODEL     flows   one step of AdamW, forward and backward
 end_to_end records   packets a capture file to flow records: ``netcls flows``
 end_to_end tokens    packets a capture file to model input: ``netcls tokens``
-end_to_end MODEL     flows   a capture file to answers: ``netcls classify``
+end_to_end MODEL     flows   a capture file to answers, in the precision of choice: ``netcls classify``
 ========== ========= ======= ==========================================================================================
 
 MODEL is ``netmamba`` (the paper's sizes, random weights: they do not change the speed), ``default`` (the checkpoint
@@ -87,7 +87,7 @@ class Task:
     Attributes:
         stage, name, unit: see the module.
         start: called before every repeat, not timed; gives the work to time, which returns how many units it did.
-        precision: of a model's products, ``fp32``; None without a model. Likewise ``batch``.
+        precision: of a model's matrix products, ``fp32`` or ``bf16``; None without a model. Likewise ``batch``.
         batch: flows at once.
         threads: that may work.
     """

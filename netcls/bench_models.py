@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from capture.errors import UsageError
 from capture.flow_table import FlowTableConfig
 from capture.representations import TokenBatch, build
 from models.checkpoint import Calibration, Checkpoint, load_checkpoint
@@ -22,7 +24,6 @@ from netcls.bench_traffic import PACKETS_PER_FLOW, Traffic, write_capture
 from netcls.pipeline import Run, RunOptions
 from netcls.tokens import tokens_of_capture
 
-PRECISION = "fp32"
 N_LABELS = 20
 _FEWEST_FLOWS = 64
 
@@ -59,13 +60,15 @@ def tasks(name: str, options: BenchOptions, folder: Path) -> list[Task]:
     """
     checkpoint = random_checkpoint(options.seed) if name == RANDOM_MODEL else load_checkpoint(name)
     bench = _ModelBench(checkpoint, options, folder)
+    plan: list[tuple[str, Callable[[], Work], str, int | None]]
+    plan = [("model", bench.answering(p), p, options.batch) for p in bench.precisions]
+    plan += [
+        ("train", bench.training, "fp32", options.batch),
+        ("end_to_end", bench.classification, bench.chosen_precision, None),
+    ]
     return [
-        Task(stage, name, "flows", start, PRECISION, batch, options.threads)
-        for stage, start, batch in (
-            ("model", bench.predictions, options.batch),
-            ("train", bench.training, options.batch),
-            ("end_to_end", bench.classification, None),
-        )
+        Task(stage, name, "flows", start, precision, batch, options.threads)
+        for stage, start, precision, batch in plan
         if options.wants(stage, name)
     ]
 
@@ -76,7 +79,8 @@ class _ModelBench:
     def __init__(self, checkpoint: Checkpoint, options: BenchOptions, folder: Path) -> None:
         self._checkpoint = checkpoint
         self._options = options
-        self._predictor = Predictor(checkpoint, threads=options.threads, device="cpu")
+        self.chosen_precision = self._predictor("auto").precision
+        self.precisions = ["fp32", "bf16"] if self._has_bf16() else ["fp32"]
         self._path = folder / "flows.pcap"
         n_flows = max(_FEWEST_FLOWS, options.batch)
         write_capture(self._path, Traffic(PACKETS_PER_FLOW * n_flows, n_flows, seed=options.seed))
@@ -95,11 +99,25 @@ class _ModelBench:
         )
         return joined.take(slice(0, self._options.batch))
 
-    def predictions(self) -> Work:
-        def work() -> int:
-            return len(self._predictor.logits(self._tokens))
+    def _predictor(self, precision: str) -> Predictor:
+        return Predictor(self._checkpoint, threads=self._options.threads, device="cpu", precision=precision)
 
-        return work
+    def _has_bf16(self) -> bool:
+        """Whether this machine and this family compute in it, whatever the checkpoint's card says."""
+        try:
+            self._predictor("bf16").close()
+        except UsageError:
+            return False
+        return True
+
+    def answering(self, precision: str) -> Callable[[], Work]:
+        """One predictor for all repeats."""
+        predictor = self._predictor(precision)
+
+        def work() -> int:
+            return len(predictor.logits(self._tokens))
+
+        return lambda: work
 
     def training(self) -> Work:
         """From fresh weights each time, so that no repeat meets numbers that another one has made."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from models.precision import cpu_multiplies_bf16
+
 NETCLS = str(Path(sys.executable).with_name("netcls"))
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -32,12 +34,13 @@ def test_the_bench_measures_the_road_from_packets_to_answers() -> None:
         "netmamba",
     ]
     printed = json.loads(run(NETCLS, "bench", *small, *stages))
+    precisions = ("fp32", "bf16") if cpu_multiplies_bf16() else ("fp32",)
     rows = [
         (row["stage"], row["name"], row["precision"], row["batch"], row["unit"]) for row in printed["results"]
     ]
     assert rows == [
         ("read", "pcap", None, None, "packets"),
-        ("model", "netmamba", "fp32", 2, "flows"),
+        *(("model", "netmamba", precision, 2, "flows") for precision in precisions),
         ("train", "netmamba", "fp32", 2, "flows"),
     ]
     assert all(row["per_cpu_s"] > 0 for row in printed["results"])
