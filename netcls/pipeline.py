@@ -90,6 +90,10 @@ class _Answerer:
         )
         self.store = AnswerStore(name, options.top, checkpoint.calibration.unknown_threshold)
 
+    def close(self) -> None:
+        """End the model's worker threads."""
+        self._predictor.close()
+
     def answer(self, flows: FlowBatch) -> None:
         tokens = self.representation.tokenize(flows)
         said = self._predictor.predict(tokens)
@@ -146,7 +150,8 @@ class Run:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        return None
+        if self._answerer:
+            self._answerer.close()
 
     def __iter__(self) -> Iterator[EventBatch]:
         for path in self._paths:

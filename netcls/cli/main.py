@@ -34,6 +34,7 @@ _COMMANDS = {
     "models": "netcls.cli.models:models",
     "finetune": "netcls.cli.train:finetune",
     "pretrain": "netcls.cli.train:pretrain",
+    "dataset": "netcls.cli.dataset:dataset",
     "bench": "netcls.cli.bench:bench",
     "config": "netcls.cli.config:config",
 }
