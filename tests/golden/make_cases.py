@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop
-from scapy.layers.l2 import Dot1Q, Ether
+from scapy.layers.l2 import CookedLinux, Dot1Q, Ether
 from scapy.packet import Packet, Raw
 from scapy.utils import PcapNgWriter, PcapWriter
 
@@ -136,6 +136,8 @@ def write_variants() -> None:
     variants = {
         "nanoseconds": "A pcap with nanoseconds and the other byte order says the same as one with microseconds.",
         "pcapng": "A pcapng says the same as a pcap.",
+        "pcapng_two_interfaces": "Ethernet and Linux cooked in one file: both directions meet in one flow.",
+        "linux_cooked": "Linux cooked frames carry the same connection, with two bytes more a frame.",
         "cut_off": "A capture that ends in the middle of its last record is read up to there.",
     }
     for name, what in variants.items():
@@ -148,6 +150,15 @@ def write_variants() -> None:
         writer.write(copies)
     with PcapNgWriter(str(CASES / "pcapng/capture.pcap")) as ng:
         ng.write(copies)
+    cooked = timed([CookedLinux(proto=0x0800) / packet[IP] for packet in [*OPENING, *CLOSING]], 0.25)
+    with PcapWriter(str(CASES / "linux_cooked/capture.pcap"), linktype=113) as writer:
+        writer.write(cooked)
+    mixed = [sll if sll[IP].src == S else ether for ether, sll in zip(copies, cooked, strict=True)]
+    for packet in mixed:
+        packet.sniffed_on = "any" if CookedLinux in packet else "eth0"
+    with PcapNgWriter(str(CASES / "pcapng_two_interfaces/capture.pcap")) as ng:
+        for packet in mixed:
+            ng.write(packet)
     whole = (CASES / "tcp_closed_by_fin/capture.pcap").read_bytes()
     (CASES / "cut_off/capture.pcap").write_bytes(whole[:-20])
 
