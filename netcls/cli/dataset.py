@@ -11,7 +11,9 @@ from netcls.cli.console import Progress, report
 from netcls.cli.options import (
     CommandGroup,
     NetclsCommand,
+    column_names,
     json_option,
+    labelled_data_options,
     seed_option,
     talk_options,
     threads_option,
@@ -32,28 +34,7 @@ def dataset() -> None:
     default="capture",
     help="What the honest split keeps together.",
 )
-@click.option("--label", default="label", metavar="COLUMN", help="Column of the label (tables).")
-@click.option(
-    "--group",
-    metavar="COLUMN[,COLUMN]",
-    default="",
-    show_default="the table's group",
-    help="Columns whose values are a group (tables).",
-)
-@click.option(
-    "--drop-label",
-    multiple=True,
-    default=("background",),
-    metavar="LABEL",
-    help="Label that is left out; may repeat.",
-)
-@click.option(
-    "--max-flows-per-capture",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=20,
-    help="Flows of each class from each capture; 0: all.",
-)
+@labelled_data_options
 @seed_option
 @threads_option
 @json_option
@@ -71,11 +52,7 @@ def probe(**options: Any) -> None:
     try:
         result = run_probe(
             options["data"],
-            DataOptions(
-                options["label"],
-                tuple(filter(None, options["group"].split(","))),
-                options["drop_label"],
-            ),
+            DataOptions(options["label"], column_names(options["group"]), options["drop_label"]),
             BuildOptions(options["max_flows_per_capture"], options["seed"], threads=options["threads"] or 2),
             ProbeOptions(options["split"], options["seed"]),
             on_progress=lambda done, total: line.show(f"read · captures {done} of {total}"),

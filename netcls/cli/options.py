@@ -172,6 +172,41 @@ def output_option(function: F) -> F:
     )(function)
 
 
+def labelled_data_options(function: F) -> F:
+    """How the labels of DATA are read, and how many flows of a capture count."""
+    for decorate in (
+        click.option(
+            "--max-flows-per-capture",
+            type=click.IntRange(min=0),
+            metavar="N",
+            default=20,
+            help="Flows of each class from each capture; 0: all.",
+        ),
+        click.option(
+            "--drop-label",
+            multiple=True,
+            default=("background",),
+            metavar="LABEL",
+            help="Label that is left out; may repeat.",
+        ),
+        click.option(
+            "--group",
+            metavar="COLUMN[,COLUMN]",
+            default="",
+            show_default="the table's group",
+            help="Columns whose values are a group (tables).",
+        ),
+        click.option("--label", default="label", metavar="COLUMN", help="Column of the label (tables)."),
+    ):
+        function = decorate(function)
+    return function
+
+
+def column_names(text: str) -> tuple[str, ...]:
+    """The columns of a ``COLUMN[,COLUMN]``."""
+    return tuple(filter(None, text.split(",")))
+
+
 def threads_option(function: F) -> F:
     """``--threads``."""
     return click.option(

@@ -13,8 +13,10 @@ from capture.errors import UsageError
 from netcls.cli.console import Progress, note, report
 from netcls.cli.options import (
     NetclsCommand,
+    column_names,
     device_option,
     json_option,
+    labelled_data_options,
     seed_option,
     talk_options,
     threads_option,
@@ -123,21 +125,7 @@ def run_options(function: F) -> F:
     show_default="chosen by seed",
     help="A group that is tested on; may repeat.",
 )
-@click.option("--label", default="label", metavar="COLUMN", help="Column of the label (tables).")
-@click.option(
-    "--group",
-    metavar="COLUMN[,COLUMN]",
-    default="",
-    show_default="the table's group",
-    help="Columns whose values are a group (tables).",
-)
-@click.option(
-    "--drop-label",
-    multiple=True,
-    default=("background",),
-    metavar="LABEL",
-    help="Label that is left out; may repeat.",
-)
+@labelled_data_options
 @click.option(
     "--epochs",
     type=click.IntRange(min=1),
@@ -166,13 +154,6 @@ def run_options(function: F) -> F:
     metavar="0..1",
     default=0.5,
     help="0 draws flows as they are, 1 all classes equally often.",
-)
-@click.option(
-    "--max-flows-per-capture",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=20,
-    help="Flows of each class from each capture; 0: all.",
 )
 @click.option(
     "--tolerance-s",
@@ -210,7 +191,7 @@ def finetune(**options: Any) -> None:
     """
     from netcls.finetuning import FinetuneOptions, run_finetune
 
-    options["group"] = tuple(filter(None, options["group"].split(",")))
+    options["group"] = column_names(options["group"])
     options["drop_labels"] = options["drop_label"]
     options["leave_out"] = tuple(tuple(group.split(",")) for group in options["leave_out"])
     made = FinetuneOptions(**_fields(options, FinetuneOptions.__dataclass_fields__))
