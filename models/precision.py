@@ -17,12 +17,14 @@ import numpy as np
 from capture.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from capture.representations.base import TokenBatch
     from models.checkpoint import Checkpoint
 
 PRECISIONS: Final = ("auto", "fp32", "bf16")
+TRAINING_PRECISIONS: Final = ("fp32", "bf16")
 
 LEAST_LABELS_EQUAL: Final = 0.999
 LEAST_FLOWS: Final = 1000
@@ -56,6 +58,25 @@ def choose_precision(wanted: str, model: nn.Module, card: dict[str, Any], device
     if wanted == "auto" and not obstacle and _is_vouched_for(card):
         return "bf16"
     return "bf16" if wanted == "bf16" else "fp32"
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What training computes matrix products in under ``torch.autocast``; None: in float32, without it.
+
+    Raises:
+        UsageError: for bf16 on a device that has no instructions for it, where it would be slower than float32.
+    """
+    import torch
+
+    if precision == "fp32":
+        return None
+    has_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_multiplies_bf16()
+    if not has_bf16:
+        needed = "AVX-512 BF16 or AMX" if device.type == "cpu" else "compute capability 8.0"
+        raise UsageError(
+            f"--precision: got bf16, but this {device.type} device has no bf16 products ({needed}); use fp32"
+        )
+    return torch.bfloat16
 
 
 def compare(checkpoint: Checkpoint, tokens: TokenBatch, *, threads: int | None = None) -> dict[str, Any]:

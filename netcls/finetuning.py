@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capture.errors import DataError, UsageError
+from models.learning.team import refuse_team
 from netcls.datasets.build import BuildOptions, LabelledFlows
 from netcls.datasets.files import write_then_rename
 from netcls.datasets.prepare import Prepared, file_digest, prepare
@@ -186,6 +187,7 @@ def run_finetune(options: FinetuneOptions, on_progress: Progress | None = None) 
         KeyboardInterrupt: on Ctrl-C; the run can be resumed.
     """
     wait_passively()
+    refuse_team("finetune")
     tell = on_progress or _silent
     out = Path(options.out)
     run_dir = check_out(out, resume=options.resume)

@@ -6,6 +6,7 @@ has a line for each capture: its SHA-256 and its name, so that a later test can 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -13,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -27,8 +28,15 @@ from netcls.training_run import CORPUS_FILE, check_out, wait_passively
 if TYPE_CHECKING:
     from capture.representations.base import Representation, TokenBatch
     from models.learning.pretrain import PretrainResult
+    from netcls.tensorboard import EventLog
 
 Progress = Callable[[str, dict[str, Any]], None]
+
+PUBLISHED_FLOW_PASSES: Final = {"netmamba": 150_000 * 128}
+"""Flows that the published pre-training of a family saw, each as often as it was seen (arXiv 2405.11449)."""
+
+CURVE_POINTS: Final = 50
+"""Most points of the loss curve on a card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +54,17 @@ class PretrainOptions:
         sizes: fields of the family's configuration; those left out at their defaults.
         steps: optimiser steps; None: by time alone.
         max_seconds: training time, seconds; None: by steps alone.
-        batch: flows of a step.
-        learning_rate: for a batch of 256.
+        batch: flows that a process takes at a time.
+        accumulate: batches of a step; a step's flows are batch x accumulate x processes.
+        precision: fp32, or bf16: matrix products in bfloat16.
+        learning_rate: for a step of 256 flows.
         max_flows_per_capture: of each capture, a seeded sample; 0: all. Keeps scans from being the corpus.
         min_packets: flows with fewer packets are left out.
         seed: of everything random.
         threads: of reading and training; None: 2 for reading, torch's own for training.
         device: auto, cpu or cuda.
         cache_dir: keeps what was read of each capture for the next run; None: nothing is kept.
+        tensorboard: folder for event files; None: none are written.
         resume: go on with an interrupted run of the same options.
         licence: of the weights, for the card.
     """
@@ -67,6 +78,8 @@ class PretrainOptions:
     steps: int | None = None
     max_seconds: float | None = None
     batch: int = 128
+    accumulate: int = 1
+    precision: str = "fp32"
     learning_rate: float = 1e-3
     max_flows_per_capture: int = 500
     min_packets: int = 1
@@ -74,6 +87,7 @@ class PretrainOptions:
     threads: int | None = None
     device: str = "auto"
     cache_dir: Path | None = None
+    tensorboard: Path | None = None
     resume: bool = False
     licence: str = "not stated"
 
@@ -106,23 +120,29 @@ class Corpus:
 def run_pretrain(options: PretrainOptions, on_progress: Progress | None = None) -> dict[str, Any]:
     """Collect tokens, train, write the backbone's folder.
 
+    Under ``torchrun`` each process reads the captures and trains its part; the first one writes.
+
     Args:
         options: what to do.
         on_progress: called with a stage (``read``, ``train``) and its details.
 
     Returns:
-        The report, as JSON values; the same is in ``OUT/report.json``.
+        The report, as JSON values; the same is in ``OUT/report.json``. Empty in all processes but the first.
 
     Raises:
         DataError: no flow to learn from.
         CheckpointError: the checkpoint cannot be written.
         UsageError: the options contradict each other or the folder is in use.
-        KeyboardInterrupt: on Ctrl-C; the run can be resumed.
+        TrainingError: training diverged, or the processes of ``torchrun`` disagree.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM; the run can be resumed.
     """
     wait_passively()
     from capture.representations import build
     from models.families import family
     from models.learning.pretrain import PretrainSettings, pretrain
+    from models.learning.start import choose_device
+    from models.learning.team import place_in_team
+    from models.precision import autocast_dtype
 
     out = Path(options.out)
     run_dir = check_out(out, resume=options.resume)
@@ -133,26 +153,39 @@ def run_pretrain(options: PretrainOptions, on_progress: Progress | None = None) 
         config = kind.config_for(representation.settings(), **options.sizes)
     except (TypeError, ValueError) as error:
         raise UsageError(f"sizes: {error}") from None
-    corpus = collect_corpus(options, representation, on_progress)
-    read_s = time.monotonic() - start_s
     settings = PretrainSettings(
         steps=options.steps,
         max_seconds=options.max_seconds,
         batch=options.batch,
+        accumulate=options.accumulate,
+        precision=options.precision,
         base_learning_rate=options.learning_rate,
         seed=options.seed,
         threads=options.threads,
         device=options.device,
     )
-    trained = pretrain(
-        kind,
-        config,
-        corpus.tokens,
-        settings,
-        run_dir=run_dir,
-        resume=options.resume,
-        on_progress=None if on_progress is None else lambda details: on_progress("train", details),
-    )
+    autocast_dtype(options.precision, choose_device(options.device))  # refused before the captures are read
+    with _event_log(options, place_in_team().is_first) as log:
+        corpus = collect_corpus(options, representation, on_progress)
+        read_s = time.monotonic() - start_s
+
+        def on_step(details: dict[str, Any]) -> None:
+            if log is not None:
+                log.add(details)
+            if on_progress is not None:
+                on_progress("train", details)
+
+        trained = pretrain(
+            kind,
+            config,
+            corpus.tokens,
+            settings,
+            run_dir=run_dir,
+            resume=options.resume,
+            on_progress=on_step,
+        )
+    if not trained.is_first:
+        return {}
     report = {
         "out": str(out),
         "corpus": corpus.facts,
@@ -161,6 +194,14 @@ def run_pretrain(options: PretrainOptions, on_progress: Progress | None = None) 
         "warnings": list(corpus.warnings),
     }
     return _write(options, representation, dataclasses.asdict(config), corpus, trained, report, run_dir)
+
+
+def _event_log(options: PretrainOptions, is_first: bool) -> EventLog | contextlib.nullcontext[None]:
+    from netcls.tensorboard import EventLog
+
+    if options.tensorboard is None or not is_first:
+        return contextlib.nullcontext()
+    return EventLog(options.tensorboard, resume=options.resume)
 
 
 def collect_corpus(
@@ -266,15 +307,33 @@ def _listed_digest(line: str, listing: Path) -> str:
 
 
 def _training_facts(options: PretrainOptions, trained: PretrainResult) -> dict[str, Any]:
-    return {
+    flow_passes = trained.steps * trained.flows_per_step
+    facts = {
         "steps": trained.steps,
+        "flows_per_step": trained.flows_per_step,
         "batch": options.batch,
+        "accumulate": options.accumulate,
+        "precision": options.precision,
         "learning_rate": options.learning_rate,
         "seed": options.seed,
+        "flow_passes": flow_passes,
+        "device": trained.device,
+        "processes": trained.processes,
         "samples_per_s": trained.samples_per_s,
+        "samples_per_s_per_process": trained.samples_per_s / trained.processes,
         "loss": trained.history[-1]["loss"] if trained.history else None,
         "history": trained.history,
     }
+    if options.family in PUBLISHED_FLOW_PASSES:
+        facts["share_of_published_schedule"] = flow_passes / PUBLISHED_FLOW_PASSES[options.family]
+    return facts
+
+
+def loss_curve(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Step and loss of at most :data:`CURVE_POINTS` entries of a history, evenly spread, the last one among them."""
+    n_points = min(len(history), CURVE_POINTS)
+    chosen = [(i + 1) * len(history) // n_points - 1 for i in range(n_points)]
+    return [{"step": history[i]["step"], "loss": history[i]["loss"]} for i in chosen]
 
 
 def _write(
@@ -298,10 +357,12 @@ def _write(
         "title": f"{out.name}: {options.family} backbone",
         "summary": (
             f"Pre-trained without labels on {facts['distinct_inputs']} distinct flows of {facts['captures']} captures, "
-            f"{trained.steps} steps of {options.batch}. It has no head and answers nothing before it is fine-tuned."
+            f"{trained.steps} steps of {trained.flows_per_step}. "
+            "It has no head and answers nothing before it is fine-tuned."
         ),
         "corpus": {**facts, "list": f"{CORPUS_FILE}: SHA-256 and name of each capture"},
         "training": training,
+        "loss_curve": loss_curve(trained.history),
         "code": report["code"],
         "licence": options.licence,
         "known_limits": [

@@ -23,14 +23,24 @@ def check_out(out: Path, *, resume: bool) -> Path:
         UsageError: the folder is in use, or there is nothing to resume.
     """
     run_dir = out.with_name(out.name + ".run")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: is already there; expected a new or empty folder, give another --out")
-    if resume and not (run_dir / "state.json").is_file():
+    has_state = (run_dir / "state.json").is_file()
+    if resume and not has_state:
         raise UsageError(f"{run_dir}: holds no state of an interrupted run; start without --resume")
-    if not resume and run_dir.exists():
+    # A run that was killed while it wrote its last files left a state and a checkpoint: resumed, it writes them again.
+    is_own = resume and (out / "config.json").is_file()
+    if out.exists() and not is_own and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: is already there; expected a new or empty folder, give another --out")
+    if not resume and run_dir.exists() and (has_state or not _is_unborn(run_dir)):
         raise UsageError(
             f"{run_dir}: an interrupted run lies there; give --resume, or remove it to start anew"
         )
     if not out.absolute().parent.is_dir():
         raise UsageError(f"{out}: the folder {out.absolute().parent} does not exist; make it first")
     return run_dir
+
+
+def _is_unborn(run_dir: Path) -> bool:
+    """Whether a run was killed before its first state was complete: there is nothing to resume, nothing to lose."""
+    from models.learning.run_state import is_left_over
+
+    return run_dir.is_dir() and all(is_left_over(path) for path in run_dir.iterdir())

@@ -115,9 +115,13 @@ def step_rows(n_flows: int, batch: int, seed: int, step: int) -> NDArray[np.int6
     return np.asarray(order[position * batch : (position + 1) * batch])
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of everything random inside one step (masks, drop path): a resumed run goes on with the same numbers."""
-    return int(np.random.SeedSequence([seed, 2, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Seed of everything random inside one step (masks, drop path): a resumed run goes on with the same numbers.
+
+    Each process of a run (``rank``) has numbers of its own.
+    """
+    entropy = [seed, 2, step] if rank == 0 else [seed, 2, step, rank]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def to_device(arrays: dict[str, NDArray[Any]], device: torch.device) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The state of a training run on disk, Ctrl-C, and what every training loop does with a loss.
+"""The state of a training run on disk, signals to stop, and what every training loop does with a loss.
 
     run_dir/state.json                where the run is, what it must be resumed with, and the name of the tensors' file
     run_dir/state-STEP.safetensors    weights and optimiser moments
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 STATE_FORMAT: Final = 1
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether this file of a run folder is of an older state, or of one that a killed process was writing."""
+    name = path.name
+    return name.startswith((".state-", ".state.json.")) or (
+        name.startswith("state-") and name.endswith(".safetensors")
+    )
 
 
 class RunFolder:
@@ -66,8 +74,8 @@ class RunFolder:
                 self.path / weights, save({name: t.detach().cpu().clone() for name, t in tensors.items()})
             )
             replace_file(self.path / "state.json", json.dumps(document, indent=1).encode())
-            for old in self.path.glob("state-*.safetensors"):
-                if old.name != weights:
+            for old in self.path.iterdir():
+                if old.name != weights and is_left_over(old):
                     old.unlink()
         except OSError as error:
             raise CheckpointError(
@@ -111,26 +119,31 @@ class RunFolder:
 
 
 class Interrupt:
-    """Remembers Ctrl-C until the loop has saved its state; a second one interrupts at once.
+    """Remembers Ctrl-C (SIGINT) or SIGTERM until the loop has saved its state; a second one interrupts at once.
 
     Signals only reach the main thread: elsewhere this does nothing.
+
+    Args:
+        is_patient: a second signal does not interrupt either. ``torchrun`` repeats a Ctrl-C to its processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_patient: bool = False) -> None:
         self.requested = False
-        self._previous: Any = None
+        self._is_patient = is_patient
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._remember)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _remember(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and not self._is_patient:
             raise KeyboardInterrupt
         self.requested = True
 
@@ -203,12 +216,27 @@ class Learner:
         Raises:
             TrainingError: if the loss or its gradient is not finite. The weights are then as before the step.
         """
+        self.add_gradient(loss)
+        value = float(loss.detach())
+        self.update(value, learning_rate)
+        return value
+
+    def add_gradient(self, loss: Tensor, share: float = 1.0) -> None:
+        """Add ``share`` of the gradient of ``loss`` to what this step has so far."""
+        (loss * share).backward()  # type: ignore[no-untyped-call]
+
+    def update(self, value: float, learning_rate: float) -> None:
+        """One optimiser step down the gradient that was added up; the next step begins with none.
+
+        Args:
+            value: of the loss.
+            learning_rate: of the topmost layer.
+
+        Raises:
+            TrainingError: if the loss or its gradient is not finite. The weights are then as before the step.
+        """
         import torch
 
-        value = float(loss.detach())
-        self._optimiser.zero_grad(set_to_none=True)
-        if math.isfinite(value):
-            loss.backward()  # type: ignore[no-untyped-call]
         limit = math.inf if self._clip_norm is None else self._clip_norm
         norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
         if not math.isfinite(value) or not math.isfinite(norm):
@@ -218,9 +246,9 @@ class Learner:
             )
         set_learning_rate(self._optimiser.param_groups, learning_rate)
         self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
         self.step += 1
         self.learning_rate = learning_rate
-        return value
 
     @property
     def save_is_due(self) -> bool:

@@ -198,6 +198,10 @@ class NetMambaPretrainer(_Encoder):
         error = (predicted - strides).square().mean(-1)
         return (error * mask).sum() / mask.sum(), predicted, mask
 
+    def skip_draws(self, generator: torch.Generator, n_flows: int) -> None:
+        """Draw and forget what the masks of ``n_flows`` flows take of ``generator``; a later part goes on."""
+        torch.rand(n_flows, self.config.n_strides, generator=generator, device=generator.device)
+
     def decode(self, encoded: Tensor, kept: Tensor) -> Tensor:
         """Every stride predicted from the encoder's output.
 

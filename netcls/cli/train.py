@@ -211,13 +211,32 @@ def finetune(**options: Any) -> None:
 @click.option(
     "--steps", type=click.IntRange(min=1), metavar="N", show_default="by time alone", help="Optimiser steps."
 )
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=128, help="Flows of a step.")
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=128, help="Flows at a time.")
+@click.option(
+    "--accumulate",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    help="Batches of a step: the gradient of a batch N times as large, in the memory of one.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    help="Of the matrix products; bf16 needs a CPU or GPU that has them.",
+)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="RATE",
     default=1e-3,
-    help="For a batch of 256 flows.",
+    help="For a step of 256 flows.",
+)
+@click.option(
+    "--tensorboard",
+    metavar="DIR",
+    show_default="none",
+    help="Writes TensorBoard event files there (needs netcls[train]).",
 )
 @click.option(
     "--max-flows-per-capture",
@@ -243,13 +262,21 @@ def pretrain(**options: Any) -> None:
     """Unlabelled captures to a backbone checkpoint.
 
     DATA is captures, or folders that hold captures at any depth. Give --steps, --max-seconds, or both.
+    Ctrl-C and SIGTERM save the run for --resume. Several devices, or processes on one CPU:
+    torchrun --nproc-per-node N --no-python netcls pretrain ...
     """
+    from models.learning.team import place_in_team
     from netcls.pretraining import PretrainOptions, run_pretrain
 
+    is_first = place_in_team().is_first
+    options["quiet"] = options["quiet"] or not is_first
+    options["verbose"] = options["verbose"] and is_first
+    options["tensorboard"] = Path(options["tensorboard"]) if options["tensorboard"] else None
     made = PretrainOptions(**_fields(options, PretrainOptions.__dataclass_fields__))
     with _Telling(options) as telling:
         result = run_pretrain(made, telling.on_progress)
-    _finish(options, result, _pretrain_lines(result))
+    if result:
+        _finish(options, result, _pretrain_lines(result))
 
 
 def _fields(options: dict[str, Any], names: Any) -> dict[str, Any]:

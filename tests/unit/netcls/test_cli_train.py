@@ -112,6 +112,22 @@ def test_every_flag_of_finetune_arrives(given: list[Any]) -> None:
     ]
 
 
+def test_flags_of_pretrain_arrive(given: list[Any]) -> None:
+    flags = "--steps 9 --accumulate 4 --precision bf16 --tensorboard curves --size positions=false"
+    assert main(["pretrain", "a.pcap", "--out", "b", *flags.split()]) == 0
+    assert given == [
+        PretrainOptions(
+            ("a.pcap",),
+            "b",
+            steps=9,
+            accumulate=4,
+            precision="bf16",
+            tensorboard=Path("curves"),
+            sizes={"positions": False},
+        )
+    ]
+
+
 def test_sizes_of_the_network_arrive(given: list[Any]) -> None:
     assert main(["pretrain", "a.pcap", "--out", "b", "--max-seconds", "5", "--size", "d_model=64"]) == 0
     assert given == [PretrainOptions(("a.pcap",), "b", max_seconds=5.0, sizes={"d_model": 64})]
