@@ -74,10 +74,18 @@ def known_family(name: str, where: str) -> Family:
 def build_config(family: Family, values: dict[str, Any], where: str) -> Any:
     """The family's configuration object; every field must be given, with a value of its type.
 
+    A field that a family got after its first checkpoints (``may_be_absent`` in its metadata) has its default where it
+    is absent.
+
     Raises:
         CheckpointError: for an unknown or missing field, a wrong type, or sizes that cannot be.
     """
     fields = tuple(field.name for field in dataclasses.fields(family.config_type))
+    values = {
+        field.name: field.default
+        for field in dataclasses.fields(family.config_type)
+        if field.metadata.get("may_be_absent")
+    } | values
     check_keys(f"{where}: model", values, fields)
     hints = typing.get_type_hints(family.config_type)
     checked: dict[str, Any] = {}

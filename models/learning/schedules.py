@@ -47,8 +47,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The parameters that learn, by weight decay and learning-rate scale, for an optimiser.
 
-    Weight decay spares tensors of one dimension or none, ``A_log`` (it would pull every decay rate of the scan towards
-    1; Mamba's authors spare it too, NetMamba's code does not), and the names given.
+    Weight decay spares tensors of one dimension or none, ``A_log`` and ``A_b_log`` (it would pull every decay rate of
+    the scan towards 1; Mamba's authors spare it too, NetMamba's code does not), and the names given.
 
     Args:
         model: all its parameters that require a gradient are taken.
@@ -69,7 +69,7 @@ def parameter_groups(
     top = max(depths.values())
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in learning:
-        plain = parameter.ndim <= 1 or name in spared or name.endswith("A_log")
+        plain = parameter.ndim <= 1 or name in spared or name.endswith(("A_log", "A_b_log"))
         key = (0.0 if plain else weight_decay, layer_decay ** (top - depths[name]))
         group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "scale": key[1]})
         group["params"].append(parameter)

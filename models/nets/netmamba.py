@@ -48,19 +48,24 @@ class _Encoder(nn.Module):
         self.config = config
         self.patch_embed = StrideEmbedding(config.stride, config.d_model)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.d_model))
-        # The last position is the class token's.
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.n_strides + 1, config.d_model))
+        if config.positions:
+            # The last position is the class token's.
+            self.pos_embed = nn.Parameter(torch.zeros(1, config.n_strides + 1, config.d_model))
         rates = torch.linspace(0.0, config.drop_path, config.n_layers).tolist()
         if config.n_layers == 1:
             rates = [config.drop_path]
         blocks = [
-            MambaBlock(config.d_model, config.d_state, config.d_conv, config.expand, rate) for rate in rates
+            MambaBlock(
+                config.d_model, config.d_state, config.d_conv, config.expand, rate, config.bidirectional
+            )
+            for rate in rates
         ]
         rescale_residual_projections(blocks)
         self.blocks = nn.ModuleList(blocks)
         self.norm_f = RMSNorm(config.d_model)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if config.positions:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def scaled_strides(self, bytes: Tensor) -> Tensor:
         """uint8 (F, n_bytes) to float32 (F, n, S) in [-1, 1]; the padding byte 0 becomes -1.
@@ -69,7 +74,7 @@ class _Encoder(nn.Module):
             ValueError: if dtype or shape is another.
         """
         self.check_input(bytes)
-        scaled = (bytes.to(self.pos_embed.dtype) / 255 - 0.5) / 0.5
+        scaled = (bytes.to(self.cls_token.dtype) / 255 - 0.5) / 0.5
         return scaled.view(-1, self.config.n_strides, self.config.stride)
 
     def check_input(self, bytes: Tensor) -> None:
@@ -86,12 +91,14 @@ class _Encoder(nn.Module):
 
     def embedded(self, strides: Tensor) -> Tensor:
         """Embeddings with positions, without the class token: float32 (F, n, S) to (F, n, D)."""
-        embedded: Tensor = self.patch_embed(strides) + self.pos_embed[:, :-1]
-        return embedded
+        embedded: Tensor = self.patch_embed(strides)
+        return embedded + self.pos_embed[:, :-1] if self.config.positions else embedded
 
     def encode(self, embedded: Tensor) -> Tensor:
         """Append the class token and run the blocks: float32 (F, k, D) to (F, k + 1, D), normalised."""
-        class_token = self.cls_token + self.pos_embed[:, -1:]
+        class_token: Tensor = self.cls_token
+        if self.config.positions:
+            class_token = class_token + self.pos_embed[:, -1:]
         x = torch.cat([embedded, class_token.expand(len(embedded), -1, -1)], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -162,15 +169,23 @@ class NetMambaPretrainer(_Encoder):
         width = config.decoder_d_model
         self.decoder_embed = nn.Linear(config.d_model, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, config.n_strides + 1, width))
+        if config.positions:
+            self.decoder_pos_embed = nn.Parameter(torch.zeros(1, config.n_strides + 1, width))
         self.decoder_blocks = nn.ModuleList(
-            MambaBlock(width, config.d_state, config.d_conv, config.expand)
+            MambaBlock(
+                width,
+                config.d_state,
+                config.d_conv,
+                config.expand,
+                bidirectional=config.bidirectional,
+            )
             for _ in range(config.decoder_layers)
         )
         self.decoder_norm_f = RMSNorm(width)
         self.decoder_pred = nn.Linear(width, config.stride)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        nn.init.trunc_normal_(self.decoder_pos_embed, std=0.02)
+        if config.positions:
+            nn.init.trunc_normal_(self.decoder_pos_embed, std=0.02)
         nn.init.zeros_(self.decoder_embed.bias)
         nn.init.zeros_(self.decoder_pred.bias)
 
@@ -215,7 +230,9 @@ class NetMambaPretrainer(_Encoder):
         x = self.decoder_embed(encoded)
         hidden = self.mask_token.to(x.dtype).expand(len(x), self.config.n_strides, -1)
         places = kept[..., None].expand(-1, -1, x.shape[2])
-        x = torch.cat([hidden.scatter(1, places, x[:, :-1]), x[:, -1:]], dim=1) + self.decoder_pos_embed
+        x = torch.cat([hidden.scatter(1, places, x[:, :-1]), x[:, -1:]], dim=1)
+        if self.config.positions:
+            x = x + self.decoder_pos_embed
         for block in self.decoder_blocks:
             x = block(x)
         predicted: Tensor = self.decoder_pred(self.decoder_norm_f(x[:, :-1]))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+ADDED_LATER = {"may_be_absent": True}
+"""Of a field that checkpoints made before it do not have: they are as its default says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,10 @@ class NetMambaConfig:
         decoder_d_model: width of the pre-training decoder.
         decoder_layers: blocks of the pre-training decoder.
         mask_ratio: share of the strides hidden in pre-training.
+        bidirectional: every block, of encoder and decoder, also scans from the last token to the first, with weights of
+            its own. Not the paper's choice.
+        positions: learned positions of encoder and decoder; without them only the order of the scan tells where a
+            stride was, and pre-training's encoder, which reads strides shuffled, cannot tell. Not the paper's choice.
 
     Raises:
         ValueError: from the constructor, if the sizes contradict each other.
@@ -39,6 +46,8 @@ class NetMambaConfig:
     decoder_d_model: int = 128
     decoder_layers: int = 2
     mask_ratio: float = 0.9
+    bidirectional: bool = field(default=False, metadata=ADDED_LATER)
+    positions: bool = field(default=True, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         sizes = (
@@ -52,6 +61,9 @@ class NetMambaConfig:
             "decoder_d_model",
             "decoder_layers",
         )
+        for name in ("bidirectional", "positions"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected true or false")
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number of 1 or more")

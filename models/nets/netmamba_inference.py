@@ -119,7 +119,10 @@ class FastNetMamba:
         assert bias is not None  # it is made with one
         # A byte b enters as b * 2 / 255 - 1.
         self._embed_weight = (weight * (2 / 255)).contiguous()
-        positions = model.pos_embed[0].clone()
+        if config.positions:
+            positions = model.pos_embed[0].clone()
+        else:
+            positions = torch.zeros(config.n_strides + 1, config.d_model)
         positions[:-1] += bias - weight.sum(0)
         positions[-1] += model.cls_token[0, 0]
         self._positions = positions
@@ -262,13 +265,15 @@ _ready: WeakKeyDictionary[NetMambaClassifier, _Ready] = WeakKeyDictionary()
 
 
 def covers(model: NetMambaClassifier) -> bool:
-    """Whether :class:`FastNetMamba` can run this model: on a CPU, float32, states in fours, every projection plain.
+    """Whether :class:`FastNetMamba` can run this model: CPU, float32, states in fours, one direction, plain layers.
 
     A wrapped projection (a quantised layer) computes more than its ``weight`` says, so it is left to the module. A
     parametrized one (:mod:`models.nets.adapters`) is plain: its ``weight`` is the effective one.
     """
     weight = model.head.weight
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or model.config.d_state % 4:
+        return False
+    if model.config.bidirectional:  # the last block needs the other tokens, too
         return False
     mixers = [block.mixer for block in cast("list[MambaBlock]", list(model.blocks))]
     linears = [layer for m in mixers for layer in (m.in_proj, m.x_proj, m.dt_proj, m.out_proj)]

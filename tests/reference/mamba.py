@@ -34,25 +34,32 @@ def causal_conv_silu(x: F64, weight: F64, bias: F64) -> F64:
 
 
 def mixer(x: F64, w: Weights) -> F64:
-    """(B, L, D) to (B, L, D); ``w`` has the names of mamba_ssm's Mamba."""
-    d_inner, d_state = w["A_log"].shape
-    rank = w["dt_proj.weight"].shape[1]
+    """(B, L, D) to (B, L, D); ``w`` has the names of mamba_ssm's Mamba, and Vision Mamba's of a second direction."""
     xz = x @ w["in_proj.weight"].T
-    u = causal_conv_silu(xz[..., :d_inner], w["conv1d.weight"], w["conv1d.bias"])
-    selection = u @ w["x_proj.weight"].T
-    y = scan(
+    y = _one_direction(xz, w, "A_log", "")
+    if "A_b_log" in w:
+        y = y + _one_direction(xz[:, ::-1], w, "A_b_log", "_b")[:, ::-1]
+    return y @ w["out_proj.weight"].T
+
+
+def _one_direction(xz: F64, w: Weights, a_log: str, suffix: str) -> F64:
+    """From the first token of ``xz`` to its last."""
+    d_inner, d_state = w[a_log].shape
+    rank = w[f"dt_proj{suffix}.weight"].shape[1]
+    u = causal_conv_silu(xz[..., :d_inner], w[f"conv1d{suffix}.weight"], w[f"conv1d{suffix}.bias"])
+    selection = u @ w[f"x_proj{suffix}.weight"].T
+    return scan(
         ScanInputs(
             u=u,
-            dt=selection[..., :rank] @ w["dt_proj.weight"].T,
-            A=-np.exp(w["A_log"]),
+            dt=selection[..., :rank] @ w[f"dt_proj{suffix}.weight"].T,
+            A=-np.exp(w[a_log]),
             B=selection[..., rank : rank + d_state],
             C=selection[..., rank + d_state :],
-            D=w["D"],
+            D=w[f"D{suffix}"],
             z=xz[..., d_inner:],
-            dt_bias=w["dt_proj.bias"],
+            dt_bias=w[f"dt_proj{suffix}.bias"],
         )
     )
-    return y @ w["out_proj.weight"].T
 
 
 def block(x: F64, w: Weights) -> F64:

@@ -18,12 +18,14 @@ def embed(flow_bytes: NDArray[np.uint8], w: Weights) -> F64:
     """Strides embedded, with their positions; no class token yet."""
     kernel = w["patch_embed.proj.weight"]  # (D, 1, S)
     strides = strides_of(flow_bytes, kernel.shape[2])
-    return strides @ kernel[:, 0].T + w["patch_embed.proj.bias"] + w["pos_embed"][:, :-1]
+    embedded = strides @ kernel[:, 0].T + w["patch_embed.proj.bias"]
+    return embedded + w["pos_embed"][:, :-1] if "pos_embed" in w else embedded
 
 
 def encode(embedded: F64, w: Weights) -> F64:
     """Class token appended, blocks, final norm."""
-    last = np.broadcast_to(w["cls_token"] + w["pos_embed"][:, -1:], (len(embedded), 1, embedded.shape[2]))
+    token = w["cls_token"] + w["pos_embed"][:, -1:] if "pos_embed" in w else w["cls_token"]
+    last = np.broadcast_to(token, (len(embedded), 1, embedded.shape[2]))
     return rms_norm(_blocks(np.concatenate([embedded, last], axis=1), w, "blocks."), w["norm_f.weight"])
 
 
@@ -50,7 +52,9 @@ def masked_prediction(
         for place, i in enumerate(kept[f]):
             x[f, i] = narrow[f, place]
         x[f, n_strides] = narrow[f, -1]
-    x = rms_norm(_blocks(x + w["decoder_pos_embed"], w, "decoder_blocks."), w["decoder_norm_f.weight"])
+    if "decoder_pos_embed" in w:
+        x = x + w["decoder_pos_embed"]
+    x = rms_norm(_blocks(x, w, "decoder_blocks."), w["decoder_norm_f.weight"])
     predicted = x[:, :-1] @ w["decoder_pred.weight"].T + w["decoder_pred.bias"]
     truth = strides_of(flow_bytes, predicted.shape[2])
     errors = [
