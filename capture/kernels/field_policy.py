@@ -161,7 +161,7 @@ def _is_echo(protocol: int, icmp_type: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _carries_headers(protocol: int, icmp_type: int, client_port: int, server_port: int) -> bool:
+def carries_headers(protocol: int, icmp_type: int, client_port: int, server_port: int) -> bool:
     """True for a payload that may hold another packet's headers, or addresses of the network layer."""
     if protocol in (ICMP, ICMPV6):
         return not _is_echo(protocol, icmp_type)
@@ -211,7 +211,7 @@ def tokens_with_policy(
             else:
                 _hide_ipv6(row, l4, header_bytes, hidden)
             _hide_transport(row, protocol, l4, end, header_bytes, hidden)
-            if hidden & EMBEDDED and _carries_headers(
+            if hidden & EMBEDDED and carries_headers(
                 protocol, icmp_type, flow["client_port"], flow["server_port"]
             ):
                 for i in range(header_bytes, width):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from capture.errors import TokenizeError
 from capture.representations.base import Representation, TokenBatch
 from capture.representations.netmamba import NetMambaRepresentation
+from capture.representations.packets import PacketsRepresentation
 
 __all__ = ["REPRESENTATIONS", "Representation", "TokenBatch", "build", "representation_id"]
 
-REPRESENTATIONS: dict[str, type[NetMambaRepresentation]] = {"netmamba": NetMambaRepresentation}
+REPRESENTATIONS: dict[str, Callable[..., Representation]] = {
+    "netmamba": NetMambaRepresentation,
+    "packets": PacketsRepresentation,
+}
 
 
 def build(name: str, settings: dict[str, Any] | None = None) -> Representation:
