@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from capture.errors import UsageError
 from models.nets.netmamba_config import NetMambaConfig
+from models.nets.packet_mamba_config import PacketMambaConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
 
@@ -25,6 +28,7 @@ class Family:
         build_pretrainer: (config) -> network from tokens to a loss.
         layer_index: (parameter name, config) -> depth, for layer-wise learning-rate decay.
         config_for: (representation settings, sizes by keyword) -> the config that fits these tokens.
+        augment: (arrays of a batch, generator) -> changed copies, for training; None: the family has none.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Family:
     build_pretrainer: Callable[[Any], nn.Module]
     layer_index: Callable[[str, Any], int]
     config_for: Callable[..., Any]
+    augment: Callable[[dict[str, NDArray[Any]], np.random.Generator], dict[str, NDArray[Any]]] | None = None
 
 
 def family(name: str) -> Family:
@@ -71,6 +76,39 @@ def _netmamba_config_for(settings: Mapping[str, Any], **sizes: Any) -> NetMambaC
     return NetMambaConfig(n_bytes=n_bytes, stride=settings["stride"], **sizes)
 
 
+def _packet_mamba_classifier(config: PacketMambaConfig, n_labels: int) -> nn.Module:
+    from models.nets.packet_mamba import PacketMambaClassifier
+
+    return PacketMambaClassifier(config, n_labels)
+
+
+def _packet_mamba_pretrainer(config: PacketMambaConfig) -> nn.Module:
+    from models.nets.packet_mamba import PacketMambaPretrainer
+
+    return PacketMambaPretrainer(config)
+
+
+def _packet_mamba_layer_index(name: str, config: PacketMambaConfig) -> int:
+    from models.nets.packet_mamba import layer_index
+
+    return layer_index(name, config)
+
+
+def _packet_mamba_config_for(settings: Mapping[str, Any], **sizes: Any) -> PacketMambaConfig:
+    """Packets and payload bytes from the representation's settings."""
+    return PacketMambaConfig(
+        n_packets=settings["n_packets"], payload_bytes=settings["payload_bytes"], **sizes
+    )
+
+
+def _augment_packets(
+    arrays: dict[str, NDArray[Any]], generator: np.random.Generator
+) -> dict[str, NDArray[Any]]:
+    from models.learning.packet_augment import augment_packets
+
+    return augment_packets(arrays, generator)
+
+
 FAMILIES: dict[str, Family] = {
     "netmamba": Family(
         name="netmamba",
@@ -80,5 +118,15 @@ FAMILIES: dict[str, Family] = {
         build_pretrainer=_netmamba_pretrainer,
         layer_index=_netmamba_layer_index,
         config_for=_netmamba_config_for,
+    ),
+    "packet-mamba": Family(
+        name="packet-mamba",
+        representation="packets",
+        config_type=PacketMambaConfig,
+        build_classifier=_packet_mamba_classifier,
+        build_pretrainer=_packet_mamba_pretrainer,
+        layer_index=_packet_mamba_layer_index,
+        config_for=_packet_mamba_config_for,
+        augment=_augment_packets,
     ),
 }

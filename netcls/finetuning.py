@@ -302,9 +302,12 @@ def _train(
     run_dir: Path,
     tell: Progress,
 ) -> FinetuneResult:
+    from models.families import family
     from models.learning.finetune import finetune
 
     flows, split = prepared.flows, prepared.split
+    # The head alone learns on features that are computed once.
+    augment = None if settings.method == "head" else family(start.family).augment
     return finetune(
         start.family,
         start.config,
@@ -316,6 +319,7 @@ def _train(
         run_dir=run_dir,
         resume=options.resume,
         on_progress=lambda details: tell("train", details),
+        augment=augment,
     )
 
 

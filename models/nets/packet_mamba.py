@@ -119,6 +119,8 @@ class PacketMambaClassifier(_Encoder):
         n_labels: C.
     """
 
+    micro_batch = 32  # flows that the predictor gives at a time: one token a packet leaves room in the caches
+
     def __init__(self, config: PacketMambaConfig, n_labels: int) -> None:
         super().__init__(config)
         self.head = nn.Linear(config.d_model, n_labels)
@@ -131,11 +133,22 @@ class PacketMambaClassifier(_Encoder):
         return encoded[torch.arange(len(encoded), device=encoded.device), last_packet(flags)]
 
     def forward(self, numbers: Tensor, flags: Tensor, payload: Tensor) -> Tensor:
-        """Logits after each flow's last packet: float32 (F, C)."""
-        features = functional.dropout(
-            self.features(numbers, flags, payload), self.config.head_dropout, self.training
-        )
-        logits: Tensor = self.head(features)
+        """Logits after each flow's last packet: float32 (F, C).
+
+        In training, a share ``prefix_share`` of the flows is answered after a packet drawn from all of the flow's, so
+        that every prefix learns to answer.
+        """
+        if not self.training:
+            logits: Tensor = self.head(self.features(*shortened(numbers, flags, payload)))
+            return logits.float()
+        n_flows = len(flags)
+        last = last_packet(flags)
+        early = (torch.rand(n_flows, device=flags.device) * (last + 1)).long()
+        is_early = torch.rand(n_flows, device=flags.device) < self.config.prefix_share
+        encoded = self.encode(numbers, flags, payload)
+        at = torch.where(is_early, early, last)
+        features = encoded[torch.arange(n_flows, device=flags.device), at]
+        logits = self.head(functional.dropout(features, self.config.head_dropout))
         return logits.float()
 
     def prefix_logits(self, numbers: Tensor, flags: Tensor, payload: Tensor) -> Tensor:
@@ -191,9 +204,13 @@ class PacketMambaPretrainer(_Encoder):
             self.byte_values = nn.Linear(16, 257)
 
     def forward(
-        self, numbers: Tensor, flags: Tensor, payload: Tensor, generator: torch.Generator | None = None
+        self,
+        numbers: Tensor,
+        flags: Tensor,
+        payload: Tensor,
+        generator: torch.Generator | None = None,  # noqa: ARG002 - nothing is drawn
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Encode, predict, compare.
+        """Encode, predict, compare. Flows of one packet teach nothing.
 
         Returns:
             The loss, nats per packet: the sum of the parts' cross entropies, float32 (); each part by name; the mask of
@@ -201,6 +218,8 @@ class PacketMambaPretrainer(_Encoder):
         """
         encoded = self.encode(numbers, flags, payload)[:, :-1]
         mask = flags[:, 1:, DIRECTION] > 0
+        if not bool(mask.any()):
+            return encoded.sum() * 0.0, {}, mask
         x = encoded[mask]
         target = buckets(numbers[:, 1:][mask])
         after = flags[:, 1:][mask].long()
@@ -217,6 +236,12 @@ class PacketMambaPretrainer(_Encoder):
             parts["bytes"] = functional.cross_entropy(logits.flatten(0, 1), values.flatten())
         loss = torch.stack(list(parts.values())).sum()
         return loss, parts, mask
+
+
+def shortened(numbers: Tensor, flags: Tensor, payload: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Without the columns that hold no packet of any flow; nothing behind a flow's last packet reaches its answer."""
+    longest = int(last_packet(flags).max()) + 1 if len(flags) else 1
+    return numbers[:, :longest], flags[:, :longest], payload[:, :longest]
 
 
 def last_packet(flags: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ class PacketMambaConfig:
         d_byte: width of a payload byte's embedding.
         drop_path: rate after the last block; it grows from 0 in equal steps over the blocks.
         head_dropout: rate before the linear head.
+        prefix_share: share of the flows that training answers after a packet drawn by chance, not after the last.
         predicted_bytes: payload bytes of the next packet that pre-training predicts.
 
     Raises:
@@ -36,6 +37,7 @@ class PacketMambaConfig:
     d_byte: int = 8
     drop_path: float = 0.1
     head_dropout: float = 0.1
+    prefix_share: float = 0.5
     predicted_bytes: int = 6
 
     def __post_init__(self) -> None:
@@ -45,6 +47,6 @@ class PacketMambaConfig:
         for name in ("payload_bytes", "predicted_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number of 0 or more")
-        for name in ("drop_path", "head_dropout"):
+        for name in ("drop_path", "head_dropout", "prefix_share"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a rate from 0 up to but not 1")

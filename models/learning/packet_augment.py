@@ -1,0 +1,142 @@
+"""What other networks and programs would have done to the same flow: changes of `packets` tokens while training.
+
+A model that has seen one laboratory leans on its link and its programs' exact sizes. Each change is drawn per flow:
+delay and jitter, window scale, sizes moved by some bytes (padding, other texts), whole field groups hidden, lost
+packets, a start in the middle of the flow. The label stays.
+
+Arrays are those of :class:`capture.representations.packets.PacketsRepresentation`; F flows, K packets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+
+_LARGEST: Final = 2**31 - 1
+_IP_LEN, _PAYLOAD_LEN, _GAP, _GAP_SAME, _WINDOW = range(5)
+_DIRECTION, _TOS, _OPTIONS, _N_SHOWN = 0, 3, 4, 9
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """How much is changed; shares are of flows, deviations of a logarithm.
+
+    Attributes:
+        delay: deviation of the factor on all gaps of a flow.
+        jitter: deviation of the factor on each gap.
+        window: deviation of the factor on all windows of a flow.
+        resized: share whose payloads get -8 to +16 bytes where they have more than 60.
+        no_gaps, no_window, no_tos, no_options, no_payload: share without that field group.
+        payload_lost: share of packets, of every flow, whose payload bytes are not shown.
+        lossy: share that loses packets.
+        lost: share of packets that such a flow loses.
+        midstream: share without its first one to three packets.
+    """
+
+    delay: float = 0.7
+    jitter: float = 0.25
+    window: float = 0.5
+    resized: float = 0.3
+    no_gaps: float = 0.15
+    no_window: float = 0.15
+    no_tos: float = 0.3
+    no_options: float = 0.3
+    no_payload: float = 0.15
+    payload_lost: float = 0.1
+    lossy: float = 0.5
+    lost: float = 0.05
+    midstream: float = 0.1
+
+
+def augment_packets(arrays: Arrays, rng: np.random.Generator, strength: Strength | None = None) -> Arrays:
+    """Changed copies of a batch's arrays.
+
+    Args:
+        arrays: ``numbers`` int32 (F, K, 5), ``flags`` uint8 (F, K, 10), ``payload`` uint8 (F, K, P).
+        rng: source of every draw.
+        strength: None: the defaults.
+    """
+    s = strength or Strength()
+    numbers, flags = arrays["numbers"].copy(), arrays["flags"].copy()
+    n_flows, n_packets = numbers.shape[:2]
+
+    def chosen(share: float) -> NDArray[np.bool_]:
+        return rng.random(n_flows) < share
+
+    _change_link(numbers, rng, s)
+    moved = rng.integers(-8, 17, (n_flows, n_packets)) * chosen(s.resized)[:, None]
+    moved[numbers[..., _PAYLOAD_LEN] <= 60] = 0
+    numbers[..., _PAYLOAD_LEN] += moved
+    numbers[..., _IP_LEN] += moved
+    numbers[chosen(s.no_gaps), :, _GAP : _GAP_SAME + 1] = 0
+    numbers[chosen(s.no_window), :, _WINDOW] = 0
+    flags[chosen(s.no_tos), :, _TOS] = 0
+    flags[chosen(s.no_options), :, _OPTIONS] = 0
+    flags[chosen(s.no_payload), :, _N_SHOWN] = 0
+    flags[rng.random((n_flows, n_packets)) < s.payload_lost, _N_SHOWN] = 0
+    lost = (rng.random((n_flows, n_packets)) < s.lost) & chosen(s.lossy)[:, None]
+    first = rng.integers(1, 4, n_flows) * chosen(s.midstream)
+    lost |= np.arange(n_packets) < first[:, None]
+    return without({"numbers": numbers, "flags": flags, "payload": arrays["payload"]}, lost)
+
+
+def _change_link(numbers: NDArray[np.int32], rng: np.random.Generator, s: Strength) -> None:
+    """Another delay, another jitter, another receive window; in place."""
+    n_flows, n_packets = numbers.shape[:2]
+    factor = np.exp(
+        rng.normal(0, s.delay, (n_flows, 1, 1)) + rng.normal(0, s.jitter, (n_flows, n_packets, 2))
+    )
+    gaps = numbers[..., _GAP : _GAP_SAME + 1] * factor
+    numbers[..., _GAP : _GAP_SAME + 1] = np.minimum(gaps, _LARGEST)
+    window = numbers[..., _WINDOW] * np.exp(rng.normal(0, s.window, (n_flows, 1)))
+    numbers[..., _WINDOW] = np.minimum(window, 65535)
+
+
+def without(arrays: Arrays, lost: NDArray[np.bool_]) -> Arrays:
+    """The flows without some packets: the others move up, and a lost packet's gap is added to the next one's.
+
+    A flow that would lose every packet keeps its first.
+
+    Args:
+        arrays: as in :func:`augment_packets`.
+        lost: bool (F, K).
+    """
+    flags = arrays["flags"]
+    present = flags[..., _DIRECTION] > 0
+    kept = present & ~lost
+    nothing = present.any(axis=1) & ~kept.any(axis=1)
+    kept[nothing, 0] = True
+    numbers = arrays["numbers"].astype(np.int64)
+    # Time since the flow's first packet; a gap between kept packets is a difference of two of these.
+    at = np.cumsum(numbers[..., _GAP], axis=1)
+    order = np.argsort(~kept, axis=1, kind="stable")
+    row = np.arange(len(order))[:, None]
+    at = at[row, order]
+    numbers, flags, payload = (a[row, order] for a in (numbers, flags, arrays["payload"]))
+    numbers[:, 1:, _GAP] = np.diff(at, axis=1)
+    numbers[:, 0, _GAP] = 0
+    numbers[..., _GAP_SAME] = _gap_same(at, flags[..., _DIRECTION])
+    gone = np.arange(kept.shape[1]) >= kept.sum(axis=1)[:, None]
+    flags[gone], payload[gone], numbers[gone] = 0, 0, 0
+    return {
+        "numbers": np.clip(numbers, 0, _LARGEST).astype(np.int32),
+        "flags": flags,
+        "payload": payload,
+    }
+
+
+def _gap_same(at: NDArray[np.int64], direction: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Time since the packet before in the same direction, or since the flow's first; int64 (F, K)."""
+    gap = np.zeros_like(at)
+    for way in (1, 2):
+        mine = direction == way
+        # The newest time of this direction before each packet: times never fall.
+        newest = np.maximum.accumulate(np.where(mine, at, at[:, :1]), axis=1)
+        before = np.concatenate([at[:, :1], newest[:, :-1]], axis=1)
+        gap = np.where(mine, at - before, gap)
+    return gap
