@@ -66,7 +66,8 @@ def augment_packets(arrays: Arrays, rng: np.random.Generator, strength: Strength
     n_flows, n_packets = numbers.shape[:2]
 
     def chosen(share: float) -> NDArray[np.bool_]:
-        return rng.random(n_flows) < share
+        hit: NDArray[np.bool_] = rng.random(n_flows) < share
+        return hit
 
     _change_link(numbers, rng, s)
     moved = rng.integers(-8, 17, (n_flows, n_packets)) * chosen(s.resized)[:, None]
@@ -106,7 +107,7 @@ def without(arrays: Arrays, lost: NDArray[np.bool_]) -> Arrays:
         arrays: as in :func:`augment_packets`.
         lost: bool (F, K).
     """
-    flags = arrays["flags"]
+    flags: NDArray[np.uint8] = arrays["flags"]
     present = flags[..., _DIRECTION] > 0
     kept = present & ~lost
     nothing = present.any(axis=1) & ~kept.any(axis=1)
@@ -117,7 +118,7 @@ def without(arrays: Arrays, lost: NDArray[np.bool_]) -> Arrays:
     order = np.argsort(~kept, axis=1, kind="stable")
     row = np.arange(len(order))[:, None]
     at = at[row, order]
-    numbers, flags, payload = (a[row, order] for a in (numbers, flags, arrays["payload"]))
+    numbers, flags, payload = numbers[row, order], flags[row, order], arrays["payload"][row, order]
     numbers[:, 1:, _GAP] = np.diff(at, axis=1)
     numbers[:, 0, _GAP] = 0
     numbers[..., _GAP_SAME] = _gap_same(at, flags[..., _DIRECTION])
