@@ -66,7 +66,8 @@ def augment_packets(arrays: Arrays, rng: np.random.Generator, strength: Strength
     n_flows, n_packets = numbers.shape[:2]
 
     def chosen(share: float) -> NDArray[np.bool_]:
-        return np.less(rng.random(n_flows), share)
+        draws: NDArray[np.float64] = rng.random(n_flows)
+        return draws < share
 
     _change_link(numbers, rng, s)
     moved = rng.integers(-8, 17, (n_flows, n_packets)) * chosen(s.resized)[:, None]
