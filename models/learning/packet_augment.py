@@ -66,7 +66,7 @@ def augment_packets(arrays: Arrays, rng: np.random.Generator, strength: Strength
     n_flows, n_packets = numbers.shape[:2]
 
     def chosen(share: float) -> NDArray[np.bool_]:
-        draws: NDArray[np.float64] = rng.random(n_flows)
+        draws: NDArray[np.float64] = rng.random((n_flows,))
         return draws < share
 
     _change_link(numbers, rng, s)
