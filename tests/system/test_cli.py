@@ -53,12 +53,16 @@ def assert_mistake(done: Done, *parts: str) -> None:
         assert part in line
 
 
-def wait_until_read(pipe_fd: int) -> None:
-    """Until the other side has taken everything out of a pipe, and a moment to work on it."""
+def wait_until_worked_off(process: subprocess.Popen[str], pipe_fd: int) -> None:
+    """Until the other side has taken everything out of a pipe and all its threads sleep, ten looks in a row."""
     unread = bytearray(4)
-    while fcntl.ioctl(pipe_fd, termios.FIONREAD, unread) or any(unread):
+    asleep = 0
+    while asleep < 10:
         time.sleep(0.05)
-    time.sleep(1.5)
+        empty = not fcntl.ioctl(pipe_fd, termios.FIONREAD, unread) and not any(unread)
+        stats = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/stat")]
+        states = {stat.rpartition(") ")[2][0] for stat in stats}
+        asleep = asleep + 1 if empty and states == {"S"} else 0
 
 
 @pytest.fixture(scope="module")
@@ -349,7 +353,7 @@ def test_an_interrupt_delivers_the_flows_that_have_ended(capture: Path, tmp_path
     assert process.stderr is not None
     process.stdin.buffer.write(capture.read_bytes() + late.read_bytes()[24:])
     process.stdin.flush()
-    wait_until_read(process.stdin.fileno())
+    wait_until_worked_off(process, process.stdin.fileno())
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert process.stderr.read() == ""
