@@ -23,7 +23,8 @@ from capture.errors import DataError, UsageError
 from models.learning.team import refuse_team
 from netcls.datasets.build import BuildOptions, LabelledFlows
 from netcls.datasets.files import write_then_rename
-from netcls.datasets.prepare import Prepared, file_digest, prepare
+from netcls.datasets.labels import ClockOffset
+from netcls.datasets.prepare import Prepared, prepare
 from netcls.datasets.shots import Shots, keep_shots
 from netcls.datasets.sources import DataOptions
 from netcls.datasets.splits import TEST, TRAIN, VALIDATION, GroupRule, SplitKind, SplitOptions
@@ -60,7 +61,8 @@ class FinetuneOptions:
         label: column of the label. Tables only.
         group: columns whose values together are a group. Tables only.
         drop_labels: labels that are left out.
-        split: what test flows have not in common with training flows: capture, group, host, time or flow.
+        split: what test flows have not in common with training flows: capture, group, host, time or flow; None: the
+            split that a built dataset has, else capture.
         group_rule: ``tuple`` or ``each``, see `SplitOptions`.
         leave_out: groups that are the test part; None: chosen by seed.
         epochs: passes over the training flows; None: the method's.
@@ -71,8 +73,9 @@ class FinetuneOptions:
         max_seconds: training time, seconds; None: no limit.
         seed: of sample, training, baselines and bootstrap.
         split_seed: of the split; None: ``seed``.
-        max_flows_per_capture: flows of each class from each capture, 0: all.
+        max_flows_per_capture: flows of each class from each capture, 0: all; None: 20, or all of a built dataset.
         tolerance_s: by how much times of rows and flows may differ, seconds.
+        clock_offset: seconds to add to the times of a table's rows; ``auto``: what each capture shows; None: nothing.
         unknown_quantile: share of known flows that stay below the unknown threshold; None: no threshold.
         threads: of reading, training and trees; None: 2 for reading and trees, torch's own for training.
         device: auto, cpu or cuda.
@@ -97,7 +100,7 @@ class FinetuneOptions:
     label: str = "label"
     group: tuple[str, ...] = ()
     drop_labels: tuple[str, ...] = ("background",)
-    split: SplitKind = "capture"
+    split: SplitKind | None = None
     group_rule: GroupRule = "tuple"
     leave_out: tuple[tuple[str, ...], ...] = ()
     epochs: int | None = None
@@ -108,8 +111,9 @@ class FinetuneOptions:
     max_seconds: float | None = None
     seed: int = 0
     split_seed: int | None = None
-    max_flows_per_capture: int = 20
+    max_flows_per_capture: int | None = None
     tolerance_s: float = 1.0
+    clock_offset: ClockOffset = None
     unknown_quantile: float | None = 0.95
     threads: int | None = None
     device: str = "auto"
@@ -157,7 +161,12 @@ class FinetuneOptions:
     def build_options(self) -> BuildOptions:
         """How flows are chosen."""
         return BuildOptions(
-            self.max_flows_per_capture, self.seed, self.tolerance_s, self.threads or 2, self.cache_dir
+            self.max_flows_per_capture,
+            self.seed,
+            self.tolerance_s,
+            self.threads or 2,
+            self.cache_dir,
+            self.clock_offset,
         )
 
     def measure_options(self) -> MeasureOptions:
@@ -167,7 +176,13 @@ class FinetuneOptions:
     def split_options(self) -> SplitOptions:
         """How flows are divided."""
         seed = self.seed if self.split_seed is None else self.split_seed
-        return SplitOptions(self.split, seed, rule=self.group_rule, leave_out=self.leave_out)
+        return SplitOptions(
+            self.split or "capture",
+            seed,
+            rule=self.group_rule,
+            leave_out=self.leave_out,
+            prefer_stored=self.split is None,
+        )
 
 
 def run_finetune(options: FinetuneOptions, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -352,7 +367,7 @@ def corpus_overlap(base: Checkpoint, prepared: Prepared) -> str:
     if base.kind == "backbone" and listing.is_file():
         seen = {line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()}
         tested = prepared.captures_of(TEST)
-        both = sum(file_digest(path) in seen for path in tested)
+        both = sum(capture.digest() in seen for capture in tested)
         if not both:
             return ""
         return (

@@ -16,6 +16,7 @@ from capture.errors import UsageError
 from netcls.config import OptionTree, did_you_mean, read_config
 
 CONFIG_PATH: Final = "netcls.config"  # key of click's ctx.meta
+SPLITS: Final = ("capture", "group", "host", "time", "flow")
 
 # Options that say how to run, not what to do; a configuration file cannot set them.
 _NOT_IN_FILES: Final = frozenset({"config", "help", "version"})
@@ -172,6 +173,65 @@ def output_option(function: F) -> F:
     )(function)
 
 
+def _clock_offset(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | str | None:
+    """``auto`` as it is, everything else as seconds."""
+    if value is None or value == "auto":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither auto nor a time in seconds") from None
+
+
+def matching_options(function: F) -> F:
+    """How the times of a table of flows are compared with those of the packets."""
+    for decorate in (
+        click.option(
+            "--clock-offset",
+            callback=_clock_offset,
+            metavar="auto|SECONDS",
+            show_default="none",
+            help="Added to the times of a table's rows; auto: what each capture shows.",
+        ),
+        click.option(
+            "--tolerance-s",
+            type=click.FloatRange(min=0),
+            metavar="SECONDS",
+            default=1.0,
+            help="By how much times of rows and flows may differ, seconds.",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
+def split_options(function: F) -> F:
+    """How flows are divided among training and test."""
+    for decorate in (
+        click.option(
+            "--leave-out",
+            multiple=True,
+            metavar="VALUE[,VALUE]",
+            show_default="chosen by seed",
+            help="A group that is tested on; may repeat.",
+        ),
+        click.option(
+            "--group-rule",
+            type=click.Choice(["tuple", "each"]),
+            default="tuple",
+            help="Whether a group is all its columns together, or each of them.",
+        ),
+        click.option(
+            "--split",
+            type=click.Choice(SPLITS),
+            show_default="the one of a built dataset, else capture",
+            help="What test flows have not in common with training flows.",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
 def labelled_data_options(function: F) -> F:
     """How the labels of DATA are read, and how many flows of a capture count."""
     for decorate in (
@@ -179,7 +239,7 @@ def labelled_data_options(function: F) -> F:
             "--max-flows-per-capture",
             type=click.IntRange(min=0),
             metavar="N",
-            default=20,
+            show_default="20, or all of a built dataset",
             help="Flows of each class from each capture; 0: all.",
         ),
         click.option(

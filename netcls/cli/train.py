@@ -17,7 +17,9 @@ from netcls.cli.options import (
     device_option,
     json_option,
     labelled_data_options,
+    matching_options,
     seed_option,
+    split_options,
     talk_options,
     threads_option,
 )
@@ -25,7 +27,6 @@ from netcls.output import Output
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SPLITS: Final = ("capture", "group", "host", "time", "flow")
 METHODS: Final = ("full", "head", "lora")
 LOSSES: Final = ("ce", "ldam")
 
@@ -106,25 +107,7 @@ def run_options(function: F) -> F:
     default="ce",
     help="Cross-entropy, or margins that grow as classes shrink (LDAM).",
 )
-@click.option(
-    "--split",
-    type=click.Choice(SPLITS),
-    default="capture",
-    help="What test flows have not in common with training flows.",
-)
-@click.option(
-    "--group-rule",
-    type=click.Choice(["tuple", "each"]),
-    default="tuple",
-    help="Whether a group is all its columns together, or each of them.",
-)
-@click.option(
-    "--leave-out",
-    multiple=True,
-    metavar="VALUE[,VALUE]",
-    show_default="chosen by seed",
-    help="A group that is tested on; may repeat.",
-)
+@split_options
 @labelled_data_options
 @click.option(
     "--epochs",
@@ -155,13 +138,7 @@ def run_options(function: F) -> F:
     default=0.5,
     help="0 draws flows as they are, 1 all classes equally often.",
 )
-@click.option(
-    "--tolerance-s",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    default=1.0,
-    help="By how much times of rows and flows may differ, seconds.",
-)
+@matching_options
 @click.option(
     "--unknown-quantile",
     type=click.FloatRange(0, 1),
@@ -186,8 +163,8 @@ def run_options(function: F) -> F:
 def finetune(**options: Any) -> None:
     """Labelled captures to a classifier and its report.
 
-    DATA is a folder with one sub-folder per class, or a CSV or Parquet table of captures (path,label) or of
-    flows (path,src_ip,src_port,dest_ip,dest_port,proto,label).
+    DATA is a folder with one sub-folder per class, a CSV or Parquet table of captures (path,label) or of
+    flows (path,src_ip,src_port,dest_ip,dest_port,proto,label), or a folder that 'netcls dataset build' made.
     """
     from netcls.finetuning import FinetuneOptions, run_finetune
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from capture.errors import DataError
 from capture.representations.base import Representation, TokenBatch
 from netcls.datasets.capture_flows import CaptureFlows, concatenate_tokens, process_captures, sample_order
-from netcls.datasets.labels import CONTRADICTORY, DROPPED, UNLABELLED, match_flows
+from netcls.datasets.labels import CONTRADICTORY, DROPPED, UNLABELLED, ClockOffset, Matches, match_flows
 from netcls.datasets.sources import DataSource, LabelledCapture
 from netcls.datasets.splits import LEFT_OUT, PARTS, TEST, Split, SplitInput
 
 if TYPE_CHECKING:
     from capture.flow_table import FlowTableConfig
 
-MAX_WARNINGS_OF_A_KIND = 5
+MAX_WARNINGS_OF_A_KIND: Final = 5
+FLOWS_PER_CAPTURE: Final = 20  # of each class, unless told otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,25 +33,32 @@ class BuildOptions:
     """How flows are made and chosen.
 
     Attributes:
-        max_flows_per_capture: at most this many flows of each class from each capture, a seeded sample; 0: all.
-            Keeps a scan or a flood from ruling training and score.
+        max_flows_per_capture: at most this many flows of each class from each capture, a seeded sample; 0: all; None:
+            20 of captures, all of a dataset. Keeps a scan or a flood from ruling training and score.
         seed: of the sample.
         tolerance_s: by how much the times of a table's row and a flow may miss each other, seconds.
+        clock_offset: seconds to add to the times of a table's rows; ``auto``: what each capture shows; None: nothing.
         threads: captures read at once.
         cache_dir: where the flows of each capture are kept between runs; None: nowhere.
     """
 
-    max_flows_per_capture: int = 20
+    max_flows_per_capture: int | None = None
     seed: int = 0
     tolerance_s: float = 1.0
     threads: int = 2
     cache_dir: Path | None = None
+    clock_offset: ClockOffset = None
 
     def __post_init__(self) -> None:
-        if self.max_flows_per_capture < 0:
+        if self.max_flows_per_capture is not None and self.max_flows_per_capture < 0:
             raise DataError(
                 f"max_flows_per_capture is {self.max_flows_per_capture}; expected 1 or more, or 0 for all flows"
             )
+
+    @property
+    def capture_cap(self) -> int:
+        """Flows of each class from each capture file; 0: all."""
+        return FLOWS_PER_CAPTURE if self.max_flows_per_capture is None else self.max_flows_per_capture
 
 
 @dataclass(slots=True)
@@ -70,6 +78,7 @@ class BuildReport:
         rows, rows_unmatched: of a table of flows, and those that no flow matched.
         labels_without_flow: labels of the table that no flow got.
         rows_dropped_label, rows_unlabelled: rows (or captures) with a label left out, or without one.
+        captures_clock_offset: captures whose rows all miss their flows by the same time.
         warnings: one line each.
     """
 
@@ -89,12 +98,47 @@ class BuildReport:
     rows_unmatched: int = 0
     rows_dropped_label: int = 0
     rows_unlabelled: int = 0
+    captures_clock_offset: int = 0
     labels_without_flow: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """All counts and warnings, as JSON values."""
         return asdict(self)
+
+    def note_capture(self, n_packets: int, n_rejected: int, n_flows: int, error: str) -> None:
+        """Count a capture; ``error``: why it could not be read (no packets), or how it is cut."""
+        self.packets += n_packets
+        self.packets_rejected += n_rejected
+        self.flows_seen += n_flows
+        failed = bool(error) and not n_packets
+        self.captures += not failed
+        self.captures_cut += bool(error) and not failed
+        self.captures_unreadable += failed
+        if not error:
+            return
+        count = self.captures_unreadable + self.captures_cut
+        if count <= MAX_WARNINGS_OF_A_KIND:
+            self.warnings.append(error)
+        elif count == MAX_WARNINGS_OF_A_KIND + 1:
+            self.warnings.append("more captures cannot be read or are cut; see the counts")
+
+    def note_clock(self, name: str, used_s: float | None, seen_s: float | None) -> None:
+        """Count a capture whose rows' clock is off, and say so for the first of them."""
+        if seen_s is None:
+            return
+        self.captures_clock_offset += 1
+        if self.captures_clock_offset > 1:
+            return
+        if used_s and abs(used_s - seen_s) < 1.0:
+            self.warnings.append(
+                f"{name}: the times of its rows were moved by {used_s:g} s to meet the packets"
+            )
+        else:
+            self.warnings.append(
+                f"{name}: its rows miss the packets by {seen_s:g} s, all alike; if the table's clock is off, give "
+                "--clock-offset auto, or the seconds to add"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +157,7 @@ class LabelledFlows:
         capture_names: as the user wrote them.
         group_names: values of the group columns.
         group_columns: what they are called.
+        rows: int64 (N,), where each flow is in the dataset that they are of; None: they are of captures.
     """
 
     tokens: TokenBatch
@@ -127,6 +172,7 @@ class LabelledFlows:
     capture_names: tuple[str, ...]
     group_names: tuple[tuple[str, ...], ...]
     group_columns: tuple[str, ...]
+    rows: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -166,6 +212,10 @@ def build_flows(
         DataError: no capture could be read, or no flow got a label.
     """
     options = options or BuildOptions()
+    if source.dataset is not None:
+        from netcls.datasets.stored_use import flows_of_dataset
+
+        return flows_of_dataset(source, representation, options, on_progress)
     report = BuildReport(
         rows=sum(0 if capture.rows is None else len(capture.rows) for capture in source.captures),
         rows_dropped_label=source.n_dropped,
@@ -173,7 +223,7 @@ def build_flows(
         warnings=list(source.warnings),
     )
     # Flows of a table of flows are sampled after they got their labels.
-    at_most = options.max_flows_per_capture or None if source.form != 3 else None
+    at_most = options.capture_cap or None if source.form != 3 else None
     parts = _Parts()
     flows_of = process_captures(
         [capture.path for capture in source.captures],
@@ -189,31 +239,17 @@ def build_flows(
         _count_capture(report, flows)
         labels, groups = _label(capture, flows, report, options)
         rows = np.flatnonzero(labels >= 0)
-        chosen = rows[_within_cap(flows.records["flow_id"][rows], labels[rows], options)]
+        chosen = rows[within_cap(flows.records["flow_id"][rows], labels[rows], options)]
         report.flows_labelled += len(rows)
         report.flows_capped += len(rows) - len(chosen)
         parts.add(number, capture, flows.take(chosen), labels[chosen], groups[chosen])
     report.flows = parts.n
-    _check_report(source, report)
-    return _without_empty_labels(parts.join(source), source, report), report
+    check_report(source, report)
+    return without_empty_labels(parts.join(source), source, report), report
 
 
 def _count_capture(report: BuildReport, flows: CaptureFlows) -> None:
-    report.packets += flows.n_packets
-    report.packets_rejected += flows.n_rejected
-    report.flows_seen += flows.n_flows
-    if not flows.error:
-        report.captures += 1
-        return
-    failed = not flows.n_packets
-    report.captures += not failed
-    report.captures_cut += not failed
-    report.captures_unreadable += failed
-    count = report.captures_unreadable + report.captures_cut
-    if count <= MAX_WARNINGS_OF_A_KIND:
-        report.warnings.append(flows.error)
-    elif count == MAX_WARNINGS_OF_A_KIND + 1:
-        report.warnings.append("more captures cannot be read or are cut; see the counts")
+    report.note_capture(flows.n_packets, flows.n_rejected, flows.n_flows, flows.error)
 
 
 def _label(
@@ -226,22 +262,35 @@ def _label(
         report.flows_labelled += flows.n_flows - n
         report.flows_capped += flows.n_flows - n
         return np.full(n, capture.label, np.int64), np.full(n, capture.group, np.int64)
-    matches = match_flows(flows.records, capture.rows, options.tolerance_s)
-    report.rows_unmatched += matches.n_rows_unmatched
-    report.flows_unlabelled += int(np.count_nonzero(matches.labels == UNLABELLED))
-    report.flows_dropped_label += int(np.count_nonzero(matches.labels == DROPPED))
-    report.flows_contradictory += int(np.count_nonzero(matches.labels == CONTRADICTORY))
-    return matches.labels, matches.groups
+    labels, groups, matches = label_flows(capture, flows.records, options)
+    report.rows_unmatched += matches.n_rows_unmatched if matches else 0
+    report.flows_unlabelled += int(np.count_nonzero(labels == UNLABELLED))
+    report.flows_dropped_label += int(np.count_nonzero(labels == DROPPED))
+    report.flows_contradictory += int(np.count_nonzero(labels == CONTRADICTORY))
+    if matches is not None:
+        report.note_clock(capture.name, matches.clock_offset_s, matches.clock_offset_seen_s)
+    return labels, groups
 
 
-def _within_cap(
+def label_flows(
+    capture: LabelledCapture, records: NDArray[Any], options: BuildOptions
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Matches | None]:
+    """Label and group of each flow of a capture; labels below 0 mean what they do in `netcls.datasets.labels`."""
+    if capture.rows is None:
+        n = len(records)
+        return np.full(n, capture.label, np.int64), np.full(n, capture.group, np.int64), None
+    matches = match_flows(records, capture.rows, options.tolerance_s, options.clock_offset)
+    return matches.labels, matches.groups, matches
+
+
+def within_cap(
     flow_ids: NDArray[np.uint64], labels: NDArray[np.int64], options: BuildOptions
 ) -> NDArray[np.intp]:
     """Which flows of one capture stay: of each class the first in sample order, in capture order."""
-    if not options.max_flows_per_capture:
+    if not options.capture_cap:
         return np.arange(len(labels))
     order = np.argsort(sample_order(flow_ids, options.seed), kind="stable")
-    kept = [order[labels[order] == label][: options.max_flows_per_capture] for label in np.unique(labels)]
+    kept = [order[labels[order] == label][: options.capture_cap] for label in np.unique(labels)]
     return np.sort(np.concatenate(kept)) if kept else np.empty(0, np.intp)
 
 
@@ -296,7 +345,12 @@ class _Parts:
         )
 
 
-def _check_report(source: DataSource, report: BuildReport) -> None:
+def check_report(source: DataSource, report: BuildReport) -> None:
+    """Refuse data of which nothing could be used, and say what was left out.
+
+    Raises:
+        DataError: no capture could be read, or no flow got a label.
+    """
     if not report.captures:
         reason = report.warnings[-1] if report.warnings else "none was given"
         raise DataError(f"{source.path}: none of {len(source.captures)} captures can be read: {reason}")
@@ -319,7 +373,7 @@ def _check_report(source: DataSource, report: BuildReport) -> None:
         )
 
 
-def _without_empty_labels(flows: LabelledFlows, source: DataSource, report: BuildReport) -> LabelledFlows:
+def without_empty_labels(flows: LabelledFlows, source: DataSource, report: BuildReport) -> LabelledFlows:
     """Number the labels anew without those that no flow has, which a model could only guess."""
     counts = np.bincount(flows.labels, minlength=len(flows.label_names))
     if counts.all():

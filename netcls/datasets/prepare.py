@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ import numpy as np
 
 from capture.representations.base import Representation
 from netcls.datasets.build import BuildOptions, BuildReport, LabelledFlows, build_flows, remove_duplicates
-from netcls.datasets.sources import DataOptions, DataSource, read_source
+from netcls.datasets.files import file_digest as file_digest
+from netcls.datasets.sources import DataOptions, DataSource, LabelledCapture, read_source
 from netcls.datasets.splits import CALIBRATION, PARTS, TEST, Split, SplitOptions, make_split
+from netcls.datasets.stored_use import stored_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,13 @@ class Prepared:
     split: Split
     report: BuildReport
 
-    def captures_of(self, part: int) -> list[Path]:
+    def captures_of(self, part: int) -> list[LabelledCapture]:
         """Captures with at least one flow in a part (or that lost it as a duplicate), by name."""
         split = self.split
         inside = split.part == part
         if split.duplicate_of is not None:
             inside |= split.duplicate_of == part
-        return [self.source.captures[number].path for number in np.unique(self.flows.capture[inside])]
+        return [self.source.captures[number] for number in np.unique(self.flows.capture[inside])]
 
     def split_summary(self) -> dict[str, Any]:
         """The split as JSON values: how, how many flows, captures and groups in each part, what was left out."""
@@ -84,17 +85,15 @@ def prepare(
     """
     source = read_source(data, data_options)
     flows, report = build_flows(source, representation, build_options, on_progress=on_progress)
-    split = make_split(flows.split_input(), split_options)
+    if source.dataset is not None and split_options.prefer_stored:
+        split = stored_split(source, flows)
+    else:
+        split = make_split(flows.split_input(), split_options)
     remove_duplicates(flows, split)
     return Prepared(source, flows, split, report)
 
 
 def evaluation_captures(prepared: Prepared) -> list[Path]:
     """Captures that a pre-training corpus must not hold: those of the test and calibration parts."""
-    return sorted({*prepared.captures_of(TEST), *prepared.captures_of(CALIBRATION)})
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    held = [*prepared.captures_of(TEST), *prepared.captures_of(CALIBRATION)]
+    return sorted({capture.path for capture in held})

@@ -2,7 +2,8 @@
 
 Form 1 is a directory with one sub-folder per class and captures at any depth below it. Form 2 is a
 table (CSV or Parquet) with ``path`` and ``label``. Form 3 is a table of flows: five-tuple and
-label, optionally with the time of the flow. Which one it is follows from what is there.
+label, optionally with the time of the flow. Form 4 is a dataset that was built before
+(:mod:`netcls.datasets.stored`). Which one it is follows from what is there.
 """
 
 from __future__ import annotations
@@ -10,17 +11,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capture.errors import DataError, UsageError
+from netcls.datasets.files import file_digest
 from netcls.datasets.tables import Row, Table, open_table
 from netcls.inputs import CAPTURE_SUFFIXES, COMPRESSED_SUFFIXES, find_captures
 
+if TYPE_CHECKING:
+    from netcls.datasets.stored import StoredDataset
+
 FIVE_TUPLE: Final = ("src_ip", "src_port", "dest_ip", "dest_port", "proto")
 MAX_LABEL_CHARS: Final = 200  # what a checkpoint accepts
+DATASET_FILE: Final = "dataset.json"
 FOREVER_NS: Final = np.int64(2**62)
 
 # One row of a table of flows. Addresses and ports as written, not yet in canonical order.
@@ -68,6 +74,7 @@ class LabelledCapture:
         host: who was captured, from the table; empty: the client address of each flow stands for it.
         time_s: when it was captured, seconds since the epoch; None: the first packet of each flow says it.
         rows: ``FLOW_ROW_DTYPE`` (R,), or None.
+        sha256: of the file when a dataset was built of it, which may be gone since; empty: look at the file.
     """
 
     path: Path
@@ -77,6 +84,11 @@ class LabelledCapture:
     host: str = ""
     time_s: float | None = None
     rows: NDArray[Any] | None = None
+    sha256: str = ""
+
+    def digest(self) -> str:
+        """SHA-256 of the capture, 64 hex digits."""
+        return self.sha256 or file_digest(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +97,7 @@ class DataSource:
 
     Attributes:
         path: DATA as given.
-        form: 1 directory, 2 table of captures, 3 table of flows.
+        form: 1 directory, 2 table of captures, 3 table of flows, 4 built dataset.
         captures: by name.
         labels: class names, sorted.
         groups: each the values of the group columns, or the capture's name.
@@ -93,6 +105,8 @@ class DataSource:
         n_dropped: rows or captures left out because of their label.
         n_unlabelled: rows without a label, or captures outside any class folder.
         warnings: one line each.
+        dataset: form 4 only.
+        drop_labels: labels of the dataset that are left out now.
     """
 
     path: Path
@@ -104,6 +118,8 @@ class DataSource:
     n_dropped: int = 0
     n_unlabelled: int = 0
     warnings: tuple[str, ...] = ()
+    dataset: StoredDataset | None = None
+    drop_labels: tuple[str, ...] = ()
 
 
 def read_source(path: str | os.PathLike[str], options: DataOptions | None = None) -> DataSource:
@@ -114,7 +130,11 @@ def read_source(path: str | os.PathLike[str], options: DataOptions | None = None
     """
     options = options or DataOptions()
     place = Path(path)
-    if place.is_dir():
+    if (place / DATASET_FILE).is_file():
+        from netcls.datasets.stored_use import dataset_source
+
+        source = dataset_source(place, options)
+    elif place.is_dir():
         source = _read_directory(place, options)
     elif place.exists():
         if is_capture_name(place.name):

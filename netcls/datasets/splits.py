@@ -11,7 +11,7 @@ G is the number of units, C of classes, N of flows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -54,6 +54,7 @@ class SplitOptions:
             groups that share one are left out. A class for which that leaves nothing to train falls back to
             ``tuple`` and is named in the report.
         leave_out: groups (tuples of column values) that are the test part, nothing else; ``kind`` must be group.
+        prefer_stored: where the data is a built dataset, its own split counts and not these options.
     """
 
     kind: SplitKind = "capture"
@@ -63,6 +64,7 @@ class SplitOptions:
     calibration: float = 0.1
     rule: GroupRule = "tuple"
     leave_out: tuple[tuple[str, ...], ...] = ()
+    prefer_stored: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(SplitKind):
@@ -101,6 +103,17 @@ class SplitInput:
     label_names: Sequence[str]
     group_names: Sequence[tuple[str, ...]]
     group_columns: Sequence[str]
+
+    def take(self, rows: NDArray[np.int64]) -> SplitInput:
+        """The given flows, in the given order."""
+        return replace(
+            self,
+            labels=self.labels[rows],
+            capture=self.capture[rows],
+            group=self.group[rows],
+            host=self.host[rows],
+            time_s=self.time_s[rows],
+        )
 
 
 @dataclass(slots=True)
@@ -170,7 +183,7 @@ def make_split(flows: SplitInput, options: SplitOptions) -> Split:
         n_left_out=n_left_out,
         warnings=warnings,
     )
-    _check(flows, split)
+    check_split(flows, split)
     return split
 
 
@@ -347,8 +360,12 @@ def _describe(flows: SplitInput, options: SplitOptions) -> str:
     return f"{text} (seed {options.seed})"
 
 
-def _check(flows: SplitInput, split: Split) -> None:
-    """Say which classes are not tested; refuse a split that measures nothing."""
+def check_split(flows: SplitInput, split: Split) -> None:
+    """Say which classes are not tested; refuse a split that measures nothing.
+
+    Raises:
+        DataError: fewer than two classes are tested, or a part is empty.
+    """
     n_classes = len(flows.label_names)
     by_part = [np.bincount(flows.labels[split.rows(part)], minlength=n_classes) for part in range(4)]
     present = np.bincount(flows.labels, minlength=n_classes) > 0

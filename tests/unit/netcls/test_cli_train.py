@@ -68,7 +68,8 @@ def test_every_flag_of_finetune_arrives(given: list[Any]) -> None:
         "--out o --base netmamba --method lora --rank 4 --alpha 12 --keep-adapter --shots 5 --loss ldam "
         "--label label2 --group client,server --drop-label x --drop-label y --split group "
         "--group-rule each --leave-out a,b --leave-out c,d --epochs 3 --batch 8 --learning-rate 0.001 --balance 1 "
-        "--patience-epochs 2 --max-seconds 60 --seed 7 --split-seed 8 --max-flows-per-capture 5 --tolerance-s 2 "
+        "--patience-epochs 2 --max-seconds 60 --seed 7 --split-seed 8 --max-flows-per-capture 5 "
+        "--tolerance-s 2 --clock-offset auto "
         "--unknown-quantile 0.9 --threads 1 --device cpu --representation payload_bytes=0 "
         "--representation field_policy=paper --no-baselines --cache-dir cache --resume --licence MIT"
     )
@@ -100,6 +101,7 @@ def test_every_flag_of_finetune_arrives(given: list[Any]) -> None:
             split_seed=8,
             max_flows_per_capture=5,
             tolerance_s=2.0,
+            clock_offset="auto",
             unknown_quantile=0.9,
             threads=1,
             device="cpu",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from capture.errors import DataError, UsageError
 from models.checkpoint import load_checkpoint
 from models.predictor import Predictor
 from netcls.datasets.capture_flows import process_capture
+from netcls.datasets.dataset_build import DatasetOptions, build_dataset
 from netcls.finetuning import FinetuneOptions, held_out_captures, run_finetune
 from netcls.pretraining import PretrainOptions, run_pretrain
 from tests.pcap_writer import START_S, udp_flow, write_pcap
@@ -246,3 +248,46 @@ def test_the_python_interface_gives_the_same_checkpoint_as_the_command(options, 
     assert [event["netcls"]["checkpoint"] for event in events] == [checkpoint.digest] * 6
     with pytest.raises(UsageError, match=r"no option 'epoch'.*epochs"):
         netcls.finetune(data, out=tmp_path / "other", epoch=1)
+
+
+def test_a_dataset_trains_the_model_that_its_captures_would(options, data, tmp_path):
+    of_captures = run_finetune(replace(options, epochs=2))
+    build_dataset(DatasetOptions(str(data), str(tmp_path / "set")))
+    made = replace(options, epochs=2, data=str(tmp_path / "set"), out=str(tmp_path / "again"))
+    of_dataset = run_finetune(made)
+    assert of_dataset["checkpoint"] == of_captures["checkpoint"]
+    assert of_dataset["test"] == of_captures["test"]
+    assert of_dataset["split"] == of_captures["split"]
+    with pytest.raises(
+        DataError, match=r"stores 32 packets, 12 .* needs 40 packets, 40 with 80 .* --keep-packets 40"
+    ):
+        run_finetune(replace(made, out=str(tmp_path / "wide"), representation={"n_packets": 40}))
+    assert not (tmp_path / "wide.run").exists()
+
+
+def test_the_corpus_of_a_base_is_compared_with_the_digests_in_the_dataset(options, data, tmp_path):
+    pretraining = PretrainOptions(
+        (str(data),),
+        str(tmp_path / "leaky"),
+        representation=REPRESENTATION,
+        sizes=SIZES,
+        steps=2,
+        batch=8,
+        threads=1,
+        device="cpu",
+    )
+    run_pretrain(pretraining)
+    copied = shutil.copytree(data, tmp_path / "copy")
+    build_dataset(DatasetOptions(str(copied), str(tmp_path / "set")))
+    shutil.rmtree(copied)
+    tuned = run_finetune(
+        replace(
+            options,
+            data=str(tmp_path / "set"),
+            base=str(tmp_path / "leaky"),
+            representation={},
+            sizes={},
+            epochs=1,
+        )
+    )
+    assert any("4 of 4 test captures are in the corpus" in warning for warning in tuned["warnings"])

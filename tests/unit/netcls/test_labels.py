@@ -11,6 +11,7 @@ from capture.errors import DataError
 from capture.flow_batch import FLOW_DTYPE
 from netcls.datasets.labels import CONTRADICTORY, DROPPED, UNLABELLED, match_flows
 from netcls.datasets.sources import FLOW_ROW_DTYPE, FOREVER_NS
+from tests.reference import flow_labels as reference
 
 S = 1_000_000_000
 
@@ -123,3 +124,71 @@ def test_the_group_of_the_matching_row_is_given():
 def test_a_negative_tolerance_is_refused():
     with pytest.raises(DataError, match=r"the tolerance is -1 s; expected a time from 0"):
         match_flows(flow("::1", 5, "::2", 6), row("::1", 5, "::2", 6, 1), -1)
+
+
+def test_the_fast_matcher_is_the_slow_one():
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        n_flows, n_rows = int(rng.integers(0, 60)), int(rng.integers(0, 60))
+        hosts = [address(text) for text in ("10.0.0.1", "10.0.0.2", "::1", "10.0.0.0")]
+        records, rows = np.zeros(n_flows, FLOW_DTYPE), np.zeros(n_rows, FLOW_ROW_DTYPE)
+        for made, names in (
+            (records, ("client", "server", "client_port", "server_port")),
+            (rows, ("src", "dst", "src_port", "dst_port")),
+        ):
+            for name in names[:2]:
+                made[name] = [hosts[number] for number in rng.integers(0, 4, len(made))]
+            for name in names[2:]:
+                made[name] = rng.choice([0, 3, 8, 256], len(made))
+            made["protocol"] = rng.choice([1, 6, 58], len(made))
+            made["first_ts_ns"] = rng.integers(0, 12, len(made)) * S
+            made["last_ts_ns"] = made["first_ts_ns"] + rng.integers(0, 5, len(made)) * S
+        rows["label"], rows["group"] = rng.integers(-1, 3, n_rows), rng.integers(0, 5, n_rows)
+        rows["last_ts_ns"][rng.random(n_rows) < 0.2] = FOREVER_NS
+        labels, groups, matched = reference.match_flows(records, rows, 0.5)
+        fast = match_flows(records, rows, 0.5)
+        assert fast.labels.tolist() == labels.tolist()
+        assert fast.groups.tolist() == groups.tolist()
+        assert fast.row_matched.tolist() == matched.tolist()
+
+
+def test_many_flows_of_one_five_tuple_are_matched_in_parts(monkeypatch):
+    monkeypatch.setattr("netcls.datasets.labels._MAX_PAIRS", 7)
+    flows = [flow("::1", 5, "::2", 6, 100 * n, 100 * n + 1) for n in range(10)]
+    rows = [row("::1", 5, "::2", 6, n % 4, 100 * n, 100 * n + 1) for n in range(10)]
+    assert labels_of(flows, rows) == [n % 4 for n in range(10)]
+
+
+@pytest.mark.parametrize("offset_s", [3600.0, -7.5])
+def test_a_constant_clock_offset_is_seen_and_applied_when_asked(offset_s):
+    flows = [flow("::1", n, "::2", 6, 9000 + 50 * n, 9010 + 50 * n) for n in range(6)]
+    rows = [row("::1", n, "::2", 6, n, 9000 + 50 * n - offset_s, 9001 + 50 * n - offset_s) for n in range(6)]
+    matches = match_flows(np.concatenate(flows), np.concatenate(rows))
+    assert (matches.clock_offset_seen_s, matches.clock_offset_s) == (offset_s, 0.0)
+    if offset_s == 3600:
+        assert matches.n_rows_unmatched == 6
+    assert labels_of(flows, rows, clock_offset="auto") == list(range(6))
+    assert labels_of(flows, rows, clock_offset=offset_s) == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        [0, 0, 0, 0, 0],  # the clocks agree
+        [0.4, 0.4, 0.4, 0.4, 0.4],  # within the tolerance
+        [10, 20, 30, 40, 50],  # nothing constant
+        [10, 10],  # too few to tell
+    ],
+)
+def test_clocks_that_agree_or_jump_have_no_offset(starts):
+    flows = [flow("::1", n, "::2", 6, 1000 + start, 1010 + start) for n, start in enumerate(starts)]
+    rows = [row("::1", n, "::2", 6, 0, 1000, 1010) for n in range(len(starts))]
+    assert match_flows(np.concatenate(flows), np.concatenate(rows)).clock_offset_seen_s is None
+
+
+def test_rows_without_a_time_are_not_moved():
+    flows = [flow("::1", n, "::2", 6, 1000, 1010) for n in range(5)]
+    rows = [row("::1", n, "::2", 6, n) for n in range(5)]
+    assert labels_of(flows, rows, clock_offset=86400.0) == list(range(5))
+    with pytest.raises(DataError, match=r"the clock offset is 10000000000.0 s; expected a time, or auto"):
+        labels_of(flows, rows, clock_offset=1e10)
