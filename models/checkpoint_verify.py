@@ -214,8 +214,8 @@ def _verify_tensors(files: CheckpointFiles, expected: dict[str, tuple[str, tuple
     extra = [name for name in files.tensors if name not in expected]
     if missing or extra:
         raise CheckpointError(
-            f"{where}: got {_some(extra)} unknown and {_some(missing)} missing tensors, expected the {len(expected)} "
-            f"of a {files.family} {files.kind}; weights and config.json do not belong together"
+            f"{where}: got {some_of(extra)} unknown and {some_of(missing)} missing tensors, expected the "
+            f"{len(expected)} of a {files.family} {files.kind}; weights and config.json do not belong together"
         )
     for name, (dtype, shape) in expected.items():
         entry = files.tensors[name]
@@ -249,7 +249,8 @@ def _verify_finite(files: CheckpointFiles, state: dict[str, Tensor]) -> None:
             )
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
+    """How many names there are, with the first three; ``no`` for none."""
     if not names:
         return "no"
     shown = ", ".join(repr(name[:80]) for name in names[:3])

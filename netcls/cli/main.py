@@ -35,6 +35,7 @@ _COMMANDS = {
     "finetune": "netcls.cli.train:finetune",
     "pretrain": "netcls.cli.train:pretrain",
     "dataset": "netcls.cli.dataset:dataset",
+    "convert": "netcls.cli.convert:convert",
     "bench": "netcls.cli.bench:bench",
     "config": "netcls.cli.config:config",
 }

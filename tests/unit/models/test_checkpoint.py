@@ -195,6 +195,29 @@ def test_a_full_disk_leaves_the_old_checkpoint(folder: Path, monkeypatch: pytest
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
 
 
+@pytest.mark.parametrize("is_swapped", [False, True])
+def test_a_save_that_is_killed_leaves_the_old_checkpoint_or_the_new_one(
+    folder: Path, is_swapped: bool
+) -> None:
+    before = load_checkpoint(folder).digest
+    code = (
+        "import os, sys, models.atomic_write as a\n"
+        "from tests.unit.models.tiny_family import checkpoint_arguments, registered\n"
+        "from models.checkpoint import save_checkpoint\n"
+        "swap = a._swap\n"
+        f"a._swap = lambda *names: ({is_swapped} and swap(*names), os.kill(os.getpid(), 9))\n"
+        "with registered():\n"
+        "    save_checkpoint(sys.argv[1], **checkpoint_arguments(labels=['x', 'y', 'z']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr
+    loaded = load_checkpoint(folder)
+    assert loaded.labels == (["x", "y", "z"] if is_swapped else ["a", "b", "c"])
+    assert (loaded.digest == before) is not is_swapped
+    save_checkpoint(folder, **checkpoint_arguments())  # what the killed one left beside it is in nobody's way
+    assert load_checkpoint(folder).digest == before
+
+
 def test_a_folder_that_is_no_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(
@@ -375,6 +398,14 @@ def test_weights_whose_header_lies_are_refused(folder: Path, data: bytes, messag
         load_checkpoint(folder)
 
 
+def test_weights_cut_off_anywhere_are_refused(folder: Path) -> None:
+    whole = (folder / "model.safetensors").read_bytes()
+    for size in range(0, len(whole), 41):
+        (folder / "model.safetensors").write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: got "):
+            load_checkpoint(folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -394,6 +425,14 @@ def test_weights_whose_header_lies_are_refused(folder: Path, data: bytes, messag
         (
             lambda state: state | {"extra": torch.zeros(1)},
             r"got 1 \('extra'\) unknown and no missing tensors",
+        ),
+        (
+            lambda state: {name: tensor for name, tensor in state.items() if name != "pos_embed"},
+            r"got no unknown and 1 \('pos_embed'\) missing tensors",
+        ),
+        (
+            lambda state: {"conv1.weight": torch.zeros(2, 3), "fc.bias": torch.zeros(3)},
+            r"got 2 \('conv1\.weight', 'fc\.bias'\) unknown and 7 .*expected the 7 of a tiny classifier",
         ),
     ],
 )

@@ -1,0 +1,160 @@
+"""``netcls convert``: weights of the published code in, and out again."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import Any
+
+import click
+
+from netcls.cli.options import CommandGroup, NetclsCommand, json_option
+from netcls.output import Output
+
+
+@click.group("convert", cls=CommandGroup)
+def convert() -> None:
+    """Weights of the published code: from them to a checkpoint, and back."""
+
+
+@convert.command("netmamba", cls=NetclsCommand)
+@click.argument("source", metavar="SRC")
+@click.option("--out", required=True, metavar="DIR", help="Checkpoint folder to write.")
+@click.option(
+    "--labels",
+    metavar="FILE",
+    help="Names of the classes, one a line or a JSON list, in the order of the head's rows; for a fine-tuned SRC only.",
+)
+@click.option("--licence", metavar="TEXT", show_default="unknown", help="Of SRC, for the card.")
+@click.option(
+    "--n-packets", type=click.IntRange(min=1), metavar="N", default=5, help="Of a flow that SRC reads."
+)
+@click.option(
+    "--header-bytes",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=80,
+    help="Bytes of each packet's header that SRC reads; the rest of what it reads is payload.",
+)
+@click.option(
+    "--field-policy", metavar="NAME", default="paper", help="What SRC must not see: paper, leak_free, none."
+)
+@click.option("--mark-direction", is_flag=True, help="SRC was trained with the direction marked.")
+@json_option
+def netmamba(
+    source: str,
+    out: str,
+    labels: str | None,
+    licence: str | None,
+    n_packets: int,
+    header_bytes: int,
+    field_policy: str,
+    mark_direction: bool,
+    json: bool,
+) -> None:
+    """A published NetMamba file to a checkpoint folder.
+
+    SRC is what the published code saves (`pre-train.pth`, or a fine-tuned `checkpoint-best.pth`), a bare state dict, or
+    safetensors. It is read in a process with limits and no code in it is run. Optimiser and all else beside the
+    model is left behind. Sizes come from the shapes of the tensors.
+    """
+    from models.convert.netmamba import from_published
+    from models.convert.save import read_labels, save_converted
+    from models.convert.source import read_source
+
+    names = read_labels(Path(labels)) if labels else None
+    read = read_source(Path(source))
+    converted = from_published(
+        read,
+        n_labels=None if names is None else len(names),
+        n_packets=n_packets,
+        header_bytes=header_bytes,
+        field_policy=field_policy,
+        mark_direction=mark_direction,
+    )
+    saved = save_converted(converted, read, Path(out), names or [], licence)
+    rows = [
+        {"name": m.name, "to": m.ours, "shape": list(m.shape), "dtype": m.dtype} for m in converted.mapped
+    ]
+    if json:
+        _print_json(
+            {
+                "out": out,
+                "family": saved.family,
+                "kind": saved.kind,
+                "checkpoint": saved.digest,
+                "parameters": sum(tensor.numel() for tensor in converted.state.values()),
+                "model": saved.model_config,
+                "representation": {"name": saved.representation, "settings": saved.representation_settings},
+                "labels": saved.labels,
+                "source_sha256": read.sha256,
+                "mapped": rows,
+                "dropped": converted.dropped,
+                "missing": [],
+            }
+        )
+        return
+    _print_table(
+        rows, converted.dropped, f"{out}: {saved.kind} {saved.digest} of {len(rows)} tensors, none missing"
+    )
+
+
+@convert.command("to-published", cls=NetclsCommand)
+@click.argument("name", metavar="NAME|DIR")
+@click.option(
+    "--out",
+    required=True,
+    metavar="FILE",
+    help="Ends in .pth or .pt (torch.save, the tensors under `model`) or .safetensors.",
+)
+@click.option(
+    "--mixer",
+    metavar="BLOCK",
+    help="Only this block's mixer, for mamba_ssm's Mamba, without `model` around it: blocks.0, decoder_blocks.0, ...",
+)
+@json_option
+def to_published(name: str, out: str, mixer: str | None, json: bool) -> None:
+    """A checkpoint of family netmamba to a file for the published code, or for mamba_ssm.
+
+    The published code loads it with `--finetune FILE` (a backbone) or `--resume FILE`; one block with
+    `mamba_ssm.Mamba(...).load_state_dict(torch.load(FILE, weights_only=True))`.
+    """
+    from models.checkpoint import load_checkpoint
+    from models.convert import netmamba as published
+    from models.convert.save import write_weights
+
+    checkpoint = load_checkpoint(name)
+    published.check_family(checkpoint.family, str(checkpoint.path))
+    tensors = (
+        published.to_published(checkpoint.state)
+        if mixer is None
+        else published.mixer_state(checkpoint.state, mixer)
+    )
+    write_weights(tensors, Path(out), wrapped=mixer is None)
+    if json:
+        _print_json(
+            {"out": out, "checkpoint": checkpoint.digest, "kind": checkpoint.kind, "tensors": list(tensors)}
+        )
+        return
+    rows = [
+        {"name": name, "to": name, "shape": list(tensor.shape), "dtype": "float32"}
+        for name, tensor in tensors.items()
+    ]
+    _print_table(rows, [], f"{out}: {len(rows)} tensors of {checkpoint.name}, {checkpoint.digest}")
+
+
+def _print_table(rows: list[dict[str, Any]], dropped: list[dict[str, str]], summary: str) -> None:
+    """Every tensor and where it went, what was left behind, and one line."""
+    from netcls.table import table_text
+    from netcls.text import printable
+
+    cells = [[row["name"], row["to"], " x ".join(map(str, row["shape"])), row["dtype"]] for row in rows]
+    cells += [[entry["name"], "left behind", "", entry["what"]] for entry in dropped]
+    with Output() as output:
+        text = table_text(("from", "to", "shape", "dtype"), cells, on_terminal=output.is_terminal)
+        output.write(f"{text}{printable(summary)}\n".encode())
+
+
+def _print_json(value: Any) -> None:
+    with Output() as output:
+        output.write(f"{json_text.dumps(value, indent=2)}\n".encode())
