@@ -106,16 +106,27 @@ def from_published(
     return Converted(kind, config, settings, state, mapped, dropped)
 
 
-def check_family(family: str, where: str) -> None:
-    """The published names exist for one family.
+def check_published(family: str, model_config: Mapping[str, Any], where: str) -> None:
+    """The published code knows one family, built one way.
+
+    Args:
+        family: of a checkpoint.
+        model_config: of it.
+        where: names it in an error.
 
     Raises:
-        CheckpointError: for another.
+        CheckpointError: for another family, or for an ablation of it.
     """
     if family != FAMILY:
         raise CheckpointError(
             f"{where}: got family {family!r:.80}, expected {FAMILY!r}; only that one has published names"
         )
+    for name in ("bidirectional", "positions"):
+        ours, theirs = model_config.get(name), getattr(NetMambaConfig(), name)
+        if ours not in (None, theirs):
+            raise CheckpointError(
+                f"{where}: got a NetMamba with {name} = {ours}, expected {theirs}; the published code has no other"
+            )
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

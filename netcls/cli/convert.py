@@ -124,7 +124,7 @@ def to_published(name: str, out: str, mixer: str | None, json: bool) -> None:
     from models.convert.save import write_weights
 
     checkpoint = load_checkpoint(name)
-    published.check_family(checkpoint.family, str(checkpoint.path))
+    published.check_published(checkpoint.family, checkpoint.model_config, str(checkpoint.path))
     tensors = (
         published.to_published(checkpoint.state)
         if mixer is None

@@ -20,7 +20,7 @@ from torch import Tensor
 from capture.errors import CheckpointError, UsageError
 from models.checkpoint import load_checkpoint
 from models.convert import source as source_module
-from models.convert.netmamba import Converted, check_family, from_published, mixer_state, to_published
+from models.convert.netmamba import Converted, check_published, from_published, mixer_state, to_published
 from models.convert.save import read_labels, save_converted, write_weights
 from models.convert.source import Source, read_source
 from models.convert.torch_child import Refused, read_tensors
@@ -237,9 +237,16 @@ def test_header_and_payload_share_what_the_weights_read() -> None:
 
 
 def test_only_netmamba_has_published_names() -> None:
-    check_family("netmamba", "x")
+    check_published("netmamba", {"bidirectional": False, "positions": True, "d_model": 8}, "x")
+    check_published("netmamba", {"d_model": 8}, "x")
     with pytest.raises(CheckpointError, match="x: got family 'tiny', expected 'netmamba'"):
-        check_family("tiny", "x")
+        check_published("tiny", {}, "x")
+
+
+@pytest.mark.parametrize("change", [{"bidirectional": True}, {"positions": False}])
+def test_an_ablation_of_netmamba_has_no_published_form(change: dict[str, bool]) -> None:
+    with pytest.raises(CheckpointError, match=r"x: got a NetMamba with .*; the published code has no other"):
+        check_published("netmamba", change, "x")
 
 
 def archive(pickled: bytes, storage: bytes, compression: int = zipfile.ZIP_STORED) -> bytes:
