@@ -131,9 +131,16 @@ class FlowBatch:
 class FlowStep:
     """What one step of the flow table brought forth.
 
-    Every flow is in ``ready`` exactly once (never, if the table keeps no packets) and in ``ended``
-    exactly once, ``ready`` in the same or an earlier step. Both are in the order in which it happened.
+    Every flow is ready exactly once (never, if the table keeps no packets) and in ``ended`` exactly once, ``ready`` in
+    the same or an earlier step. Both are in the order in which it happened. With a ready timeout, a flow may be
+    in ``ready`` once more, before: see :meth:`is_early`.
     """
 
     ready: FlowBatch
     ended: FlowBatch
+
+    def is_early(self) -> NDArray[np.bool_]:
+        """bool (F,), the rows of ``ready`` that come again: still open, and not all packets are there."""
+        records, n_packets = self.ready.records, self.ready.packets.shape[1]
+        early: NDArray[np.bool_] = (records["n_kept"] < n_packets) & (records["end_reason"] == EndReason.OPEN)
+        return early

@@ -31,6 +31,7 @@ from capture.kernels.flow_state import (
     CLOSING,
     FIRST_ROW,
     IDLE,
+    N_LINKS,
     NEVER_NS,
     NO_SLAB,
     OPEN_FLOW_DTYPE,
@@ -44,7 +45,7 @@ _FEWEST_FLOWS: Final = 16
 _MOST_ENDED_ROWS: Final = 4096
 _MOST_READY_ROWS: Final = 1024
 # The index has 2 to 4 slots of 8 bytes a flow, and while it is rebuilt, half as much again.
-_FLOW_BYTES: Final = OPEN_FLOW_DTYPE.itemsize + 4 * 4 + 4 * 8 * 3 // 2
+_FLOW_BYTES: Final = OPEN_FLOW_DTYPE.itemsize + 4 * N_LINKS + 4 * 8 * 3 // 2
 _CACHE_LINE: Final = 64
 
 # In the order in which `pack_packets` takes them.
@@ -73,6 +74,8 @@ class FlowTableConfig:
         idle_timeout_s: a flow ends when its last packet is older than this.
         active_timeout_s: a flow is cut when a packet comes this long after its first.
         tcp_linger_s: after RST, or FIN from both sides, how long to wait for late packets.
+        ready_timeout_s: a flow that is not ready so long after its first packet is given out early, with the packets
+            that it has, and again when it is ready; 0: never.
         memory_limit_bytes: for everything the table holds; beyond it the least recently seen flow ends.
         use_vlan: whether the same five-tuple on two VLANs is two flows.
     """
@@ -80,6 +83,7 @@ class FlowTableConfig:
     idle_timeout_s: float = 120.0
     active_timeout_s: float = 1800.0
     tcp_linger_s: float = 5.0
+    ready_timeout_s: float = 0.0
     memory_limit_bytes: int = 256 * 1024 * 1024
     use_vlan: bool = True
 
@@ -87,6 +91,7 @@ class FlowTableConfig:
         _check_seconds("idle timeout", self.idle_timeout_s, may_be_zero=False)
         _check_seconds("active timeout", self.active_timeout_s, may_be_zero=False)
         _check_seconds("TCP linger time", self.tcp_linger_s, may_be_zero=True)
+        _check_seconds("ready timeout", self.ready_timeout_s, may_be_zero=True)
 
 
 def _check_seconds(what: str, value_s: float, *, may_be_zero: bool) -> None:
@@ -162,6 +167,7 @@ class FlowCounters:
         packets: packets that are in flows.
         packets_time_backwards: of these, older than a packet before them.
         flows_started, flows_open, flows_ready: flows; ready ones have been given out with their first packets.
+        flows_early: flows that were given out before they were ready.
         flows_ended: by reason, every reason except ``OPEN``. ``LACK_OF_RESOURCES`` counts the evictions.
         slabs_held: open flows that are not ready yet.
         memory_bytes: memory in use or used once; memory is never given back to the system.
@@ -172,6 +178,7 @@ class FlowCounters:
     flows_started: int
     flows_open: int
     flows_ready: int
+    flows_early: int
     flows_ended: dict[EndReason, int] = field(default_factory=dict)
     slabs_held: int = 0
     memory_bytes: int = 0
@@ -263,6 +270,7 @@ class FlowTable:
             flows_started=int(state["next_serial"]),
             flows_open=int(state["n_open"]),
             flows_ready=int(state["ready"]),
+            flows_early=int(state["early"]),
             flows_ended={
                 reason: int(state["ended"][reason]) for reason in EndReason if reason is not EndReason.OPEN
             },
@@ -315,7 +323,7 @@ def _new_memory(config: FlowTableConfig, keep: KeepSpec, sizes: TableSizes) -> d
     data_bytes = keep.n_byte_packets * keep.row_bytes
     memory: dict[str, NDArray[Any]] = {
         "flows": _aligned_zeros(n_rows, OPEN_FLOW_DTYPE),
-        "links": np.zeros((n_rows, 4), np.int32),
+        "links": np.zeros((n_rows, N_LINKS), np.int32),
         "slots": np.zeros(n_slots, np.uint64),
         "slab_packets": np.zeros((sizes.n_slabs, keep.n_packets), PACKET_DTYPE),
         "slab_data": np.zeros(sizes.n_slabs * data_bytes, np.uint8),
@@ -326,6 +334,7 @@ def _new_memory(config: FlowTableConfig, keep: KeepSpec, sizes: TableSizes) -> d
         "ready_data": np.zeros((sizes.n_ready_rows, keep.n_byte_packets, keep.row_bytes), np.uint8),
     }
     memory["flows"]["seen_ns"][:FIRST_ROW] = NEVER_NS
+    memory["flows"]["started_ns"][:FIRST_ROW] = NEVER_NS
     for sentinel in (IDLE, CLOSING):
         memory["links"][sentinel] = sentinel
     table = np.zeros(1, TABLE_DTYPE)
@@ -334,6 +343,7 @@ def _new_memory(config: FlowTableConfig, keep: KeepSpec, sizes: TableSizes) -> d
     table["idle_ns"] = round(config.idle_timeout_s * _NS_PER_S)
     table["active_ns"] = round(config.active_timeout_s * _NS_PER_S)
     table["linger_ns"] = round(config.tcp_linger_s * _NS_PER_S)
+    table["early_ns"] = round(config.ready_timeout_s * _NS_PER_S) if keep.n_packets else 0
     for name in ("n_packets", "n_byte_packets", "header_bytes", "payload_bytes"):
         table[name] = getattr(keep, name)
     table["max_flows"], table["max_slabs"] = sizes.n_flows, sizes.n_slabs

@@ -23,6 +23,7 @@ class Outcome:
     ready: Any = field(default_factory=lambda: np.zeros(0, FLOW_DTYPE))
     packets: Any = None
     data: Any = None
+    is_early: Any = field(default_factory=lambda: np.zeros(0, bool))
     ended: Any = field(default_factory=lambda: np.zeros(0, FLOW_DTYPE))
     ready_step: list[int] = field(default_factory=list)
     ended_step: list[int] = field(default_factory=list)
@@ -51,6 +52,7 @@ def gather(steps: Iterable[FlowStep], keep: KeepSpec = NO_KEEP) -> Outcome:
     if taken:
         outcome.ready = np.concatenate([step.ready.records for step in taken])
         outcome.packets = np.concatenate([step.ready.packets for step in taken])
+        outcome.is_early = np.concatenate([step.is_early() for step in taken])
         outcome.data = np.concatenate([step.ready.data for step in taken])
         outcome.ended = np.concatenate([step.ended.records for step in taken])
     return outcome

@@ -5,7 +5,8 @@ the low end, so the system backs only what was used. Only the index (``flow_inde
 
 Lists are doubly linked rings of row numbers with a sentinel row, newest at ``PREV`` of the sentinel:
 row ``IDLE`` heads the open flows in the order of their last packets, row ``CLOSING`` those that TCP has closed,
-and in the second pair of columns row ``IDLE`` heads the flows that hold a slab.
+in the second pair of columns row ``IDLE`` heads the flows that hold a slab, in the order of their last packets, and in
+the third those of them that have not been given out early, in the order of their first packets.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ IS_CLOSING: Final = 2  # RST seen, or FIN from both sides
 ANSWERED: Final = 4  # packets in both directions
 FIN_SEEN: Final = 8  # << direction
 SYN_KNOWN: Final = 32  # << direction: `syn_seq` of that direction holds its SYN's sequence number
+GIVEN_EARLY: Final = 128  # the ready timeout has passed; this one does not outlive an active timeout
 
 NO_SLAB: Final = -1
 FIRST_ROW: Final = 2  # rows 0 and 1 are the sentinels
@@ -39,6 +41,9 @@ PREV: Final = 0
 NEXT: Final = 1
 SLAB_PREV: Final = 2
 SLAB_NEXT: Final = 3
+EARLY_PREV: Final = 4
+EARLY_NEXT: Final = 5
+N_LINKS: Final = 6
 NEVER_NS: Final = 1 << 62
 
 
@@ -87,6 +92,7 @@ TABLE_DTYPE: Final = np.dtype(
         ("idle_ns", "<i8"),
         ("active_ns", "<i8"),
         ("linger_ns", "<i8"),
+        ("early_ns", "<i8"),  # ready timeout; 0: none
         ("n_packets", "<i8"),  # these four as in KeepSpec
         ("n_byte_packets", "<i8"),
         ("header_bytes", "<i8"),
@@ -98,7 +104,7 @@ TABLE_DTYPE: Final = np.dtype(
         ("n_slots", "<i8"),  # a power of two
         ("data_bytes", "<i8"),
         ("flows_at", "<i8"),  # OPEN_FLOW_DTYPE (max_flows + 2,)
-        ("links_at", "<i8"),  # int32 (max_flows + 2, 4)
+        ("links_at", "<i8"),  # int32 (max_flows + 2, N_LINKS)
         ("slots_at", "<i8"),  # uint64 (n_slots,), see flow_index
         ("slab_packets_at", "<i8"),  # PACKET_DTYPE (max_slabs * n_packets,)
         ("slab_data_at", "<i8"),  # uint8 (max_slabs * n_byte_packets * row bytes,)
@@ -120,6 +126,7 @@ TABLE_DTYPE: Final = np.dtype(
         ("n_slabs_held", "<i8"),
         ("packets", "<i8"),
         ("ready", "<i8"),
+        ("early", "<i8"),
         ("time_backwards", "<i8"),
         ("ended", "<i8", (8,)),  # by EndReason
         ("n_ended_rows", "<i8"),  # filled rows of the output
@@ -152,8 +159,8 @@ def words_of(table):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def links_of(table):  # type: ignore[no-untyped-def]
-    """int32 (max_flows + 2, 4)."""
-    return carray(_pointer(table.links_at), (table.max_flows + FIRST_ROW, 4), np.int32)
+    """int32 (max_flows + 2, N_LINKS)."""
+    return carray(_pointer(table.links_at), (table.max_flows + FIRST_ROW, N_LINKS), np.int32)
 
 
 @njit(cache=True, nogil=True)
@@ -208,7 +215,7 @@ def ready_data_of(table):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def unlink(table, row, column):  # type: ignore[no-untyped-def]
-    """Take a row out of its ring; ``column`` is PREV or SLAB_PREV."""
+    """Take a row out of its ring; ``column`` is PREV, SLAB_PREV or EARLY_PREV."""
     links = links_of(table)
     before = links[row, column]
     behind = links[row, column + 1]
@@ -258,16 +265,23 @@ def take_slab(table, row):  # type: ignore[no-untyped-def]
         slab = table.slabs_used
         table.slabs_used = slab + 1
     table.n_slabs_held += 1
-    flows_of(table)[row].slab = slab
+    flow = flows_of(table)[row]
+    flow.slab = slab
+    flow.state &= ~GIVEN_EARLY & 0xFF
     append(table, row, IDLE, SLAB_PREV)
+    if table.early_ns > 0:
+        append(table, row, IDLE, EARLY_PREV)
 
 
 @njit(cache=True, nogil=True)
 def give_slab(table, row):  # type: ignore[no-untyped-def]
     """The slab of the flow in ``row`` back to the pool."""
-    slab = np.int64(flows_of(table)[row].slab)
+    flow = flows_of(table)[row]
+    slab = np.int64(flow.slab)
     slab_chain_of(table)[slab] = table.free_slab
     table.free_slab = slab
     table.n_slabs_held -= 1
-    flows_of(table)[row].slab = NO_SLAB
+    flow.slab = NO_SLAB
     unlink(table, row, SLAB_PREV)
+    if table.early_ns > 0 and not flow.state & GIVEN_EARLY:
+        unlink(table, row, EARLY_PREV)

@@ -1,6 +1,6 @@
 """One pass over a block: every packet to its flow, flows out as they become ready or end.
 
-The rules, and why they are so, stand in docs/decisions/0004-flow-table.md; tests/reference/flow_table.py is the same in
+The rules, and why they are so, stand in docs/decisions/0004-flow-rules.md; tests/reference/flow_table.py is the same in
 plain Python. A kernel returns early when its output is full. What it does before that point leaves a table
 on which the same packet can be tried again, so nothing depends on the size of blocks or outputs.
 """
@@ -29,8 +29,11 @@ from capture.kernels.flow_state import (
     ANSWERED,
     CLIENT_IS_HIGH,
     CLOSING,
+    EARLY_NEXT,
+    EARLY_PREV,
     FIN,
     FIN_SEEN,
+    GIVEN_EARLY,
     IDLE,
     IS_CLOSING,
     NEVER_NS,
@@ -138,11 +141,10 @@ def has_room(table):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def emit_ready(table, row):  # type: ignore[no-untyped-def]
-    """Copy the record and the kept packets of a flow out, and give its slab back."""
+def copy_out(table, row):  # type: ignore[no-untyped-def]
+    """Copy the record and the kept packets of a flow to the ready rows."""
     at = table.n_ready_rows
     table.n_ready_rows = at + 1
-    table.ready += 1
     write_record(table, row, records_at(table.ready_at, table.max_ready_rows), at)
     flow = flows_of(table)[row]
     slab = np.int64(flow.slab)
@@ -154,6 +156,13 @@ def emit_ready(table, row):  # type: ignore[no-untyped-def]
     size = table.n_byte_packets * row_bytes
     filled = min(n_kept, table.n_byte_packets) * row_bytes
     copy_padded(slab_data_of(table), slab * size, filled, ready_data_of(table), at * size, size)
+
+
+@njit(cache=True, nogil=True)
+def emit_ready(table, row):  # type: ignore[no-untyped-def]
+    """Give a flow out with all that is kept of it, and its slab back to the pool."""
+    table.ready += 1
+    copy_out(table, row)
     give_slab(table, row)
 
 
@@ -183,12 +192,16 @@ def end_flow(table, row, reason):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def is_overdue(table):  # type: ignore[no-untyped-def]
-    """True if some flow has been silent for too long."""
+    """True if some flow has been silent, or has kept us waiting, for too long."""
     clock_ns = table.clock_ns
     # The sentinels were "seen" far in the future: an empty list is never overdue.
     return (
         clock_ns - flows_of(table)[links_of(table)[IDLE, NEXT]].seen_ns > table.idle_ns
         or clock_ns - flows_of(table)[links_of(table)[CLOSING, NEXT]].seen_ns > table.linger_ns
+        or (
+            table.early_ns > 0
+            and clock_ns - flows_of(table)[links_of(table)[IDLE, EARLY_NEXT]].started_ns > table.early_ns
+        )
     )
 
 
@@ -210,6 +223,24 @@ def expire(table):  # type: ignore[no-untyped-def]
             end_flow(table, closing, _END_DETECTED)
         else:
             end_flow(table, idle, _IDLE)
+
+
+@njit(cache=True, nogil=True)
+def give_early(table):  # type: ignore[no-untyped-def]
+    """Give out what there is of flows that are not ready in time. False if the output is full before all are out."""
+    if table.early_ns == 0:
+        return True
+    while True:
+        row = np.int64(links_of(table)[IDLE, EARLY_NEXT])
+        flow = flows_of(table)[row]
+        if table.clock_ns - flow.started_ns <= table.early_ns:
+            return True
+        if not has_room(table):
+            return False
+        copy_out(table, row)
+        table.early += 1
+        flow.state |= GIVEN_EARLY
+        unlink(table, row, EARLY_PREV)
 
 
 @njit(cache=True, nogil=True)
@@ -439,7 +470,7 @@ def update_flows(tables, rows, start):  # type: ignore[no-untyped-def]
             return i
         ts_ns = packet.ts_ns
         is_on_time = tick(table, ts_ns)
-        if is_overdue(table) and not expire(table):
+        if is_overdue(table) and not (expire(table) and give_early(table)):
             return i
         table.packets += 1
         if not is_on_time:
@@ -467,7 +498,7 @@ def advance_clock(tables, now_ns):  # type: ignore[no-untyped-def]
     """Let time pass without a packet. False if the output is full before all that is overdue is out."""
     table = tables[0]
     tick(table, now_ns)
-    if not expire(table):
+    if not (expire(table) and give_early(table)):
         return False
     recover_clock(table, now_ns)
     return True

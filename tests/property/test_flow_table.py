@@ -68,6 +68,7 @@ configs = st.builds(
     idle_timeout_s=st.sampled_from((1.0, 4.0, 120.0)),
     active_timeout_s=st.sampled_from((0.5, 6.0, 1800.0)),
     tcp_linger_s=st.sampled_from((0.0, 2.0, 5.0, 300.0)),
+    ready_timeout_s=st.sampled_from((0.0, 0.0, 0.5, 2.0, 50.0)),
     use_vlan=st.booleans(),
 )
 keeps = st.sampled_from(
@@ -131,6 +132,7 @@ def test_the_table_equals_its_naive_twin(
     assert counters.packets == ref.n_packets == sum(packet.reject == 0 for packet in packets)
     assert counters.packets_time_backwards == ref.n_backwards
     assert counters.flows_started == len(ref.ended)
+    assert counters.flows_ready + counters.flows_early == len(ref.ready)
 
 
 @settings(max_examples=80, deadline=None)
@@ -141,10 +143,17 @@ def test_every_flow_is_ready_once_and_ends_once_and_not_before(
     table, comp = fast_run(packets, config, keep, memory)
     started = list(range(table.counters.flows_started))
     assert sorted(comp.ended["serial"].tolist()) == started
-    assert sorted(comp.ready["serial"].tolist()) == (started if keep.n_packets else [])
+    assert sorted(comp.ready["serial"][~comp.is_early].tolist()) == (started if keep.n_packets else [])
     ended_step = dict(zip(comp.ended["serial"].tolist(), comp.ended_step, strict=True))
     for serial, step in zip(comp.ready["serial"].tolist(), comp.ready_step, strict=True):
         assert step <= ended_step[serial]
+    early = comp.ready["serial"][comp.is_early].tolist()
+    assert len(early) == len(set(early)) == table.counters.flows_early
+    assert config.ready_timeout_s > 0 or not early
+    order = comp.ready["serial"].tolist()
+    for serial in early:
+        assert order.count(serial) == 2
+        assert comp.is_early[order.index(serial)]
     assert int(comp.ended["packets"].sum()) == table.counters.packets
     assert (comp.ended["first_ts_ns"] <= comp.ended["last_ts_ns"]).all()
     assert table.counters.flows_open == 0

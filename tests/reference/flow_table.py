@@ -52,7 +52,7 @@ class Flow:
     fins: set[int] = field(default_factory=set)
     is_closing: bool = False
     is_answered: bool = False
-    is_ready: bool = False
+    was_early: bool = False
     end_reason: int = 0
 
 
@@ -95,6 +95,7 @@ class NaiveFlowTable:
         self.idle_ns = round(config.idle_timeout_s * 1e9)
         self.active_ns = round(config.active_timeout_s * 1e9)
         self.linger_ns = round(config.tcp_linger_s * 1e9)
+        self.early_ns = round(config.ready_timeout_s * 1e9)
         self.use_vlan, self.keep, self.n_flows, self.n_slabs = config.use_vlan, keep, n_flows, n_slabs
         self.flows: dict[tuple[Any, ...], Flow] = {}
         self.idle: OrderedDict[tuple[Any, ...], Flow] = OrderedDict()
@@ -146,10 +147,14 @@ class NaiveFlowTable:
             overdue += [(self.clock_ns - flow.seen_ns - self.idle_ns, 0, flow) for flow in self.idle.values()]
             overdue = [entry for entry in overdue if entry[0] > 0]
             if not overdue:
-                return
+                break
             # max() keeps the first of equals: within a list, the one seen earlier.
             _, is_closing, flow = max(overdue, key=lambda entry: entry[:2])
             self.end(flow, EndReason.END_DETECTED if is_closing else EndReason.IDLE)
+        for flow in sorted(self.holders.values(), key=lambda flow: flow.serial):
+            if self.early_ns and not flow.was_early and self.clock_ns - flow.started_ns > self.early_ns:
+                flow.was_early = True
+                self.give_out(flow)
 
     def recover(self, ts_ns: int) -> None:
         time_ns = min(max(ts_ns, -LATEST_NS), LATEST_NS)
@@ -266,6 +271,9 @@ class NaiveFlowTable:
 
     def make_ready(self, flow: Flow) -> None:
         del self.holders[flow.key]
+        self.give_out(flow)
+
+    def give_out(self, flow: Flow) -> None:
         packets = np.zeros(self.keep.n_packets, PACKET_DTYPE)
         data = np.zeros((self.keep.n_byte_packets, self.keep.row_bytes), np.uint8)
         for k, (direction, packet) in enumerate(flow.packets):

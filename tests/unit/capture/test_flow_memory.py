@@ -166,6 +166,26 @@ def test_counters_tell_flows_from_start_to_end() -> None:
     assert EndReason.OPEN not in counters.flows_ended
 
 
+def test_flows_that_stop_one_packet_short_are_given_out_early_and_hold_nothing_in_the_end() -> None:
+    keep = KeepSpec(3, 3, 40, 24)
+    table = FlowTable(FlowTableConfig(idle_timeout_s=10, ready_timeout_s=1), keep)
+    n, steps = 20_000, []
+    for packet in range(2):
+        block, decoded = syn_flood(n, T0 + packet * 100_000_000, 0)
+        steps += table.push(block, decoded)
+    assert table.counters.slabs_held == n
+    steps += table.advance(T0 + 2 * S)
+    early = gather(steps, keep)
+    assert early.is_early.all()
+    assert sorted(early.ready["serial"].tolist()) == list(range(n))
+    assert set(early.ready["n_kept"].tolist()) == {2}
+    assert table.counters.flows_early == n
+    ended = gather(table.advance(T0 + 12 * S), keep)
+    assert len(ended.ended) == n
+    assert not ended.is_early.any()
+    assert table.counters.slabs_held == 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_long_traffic_equals_the_naive_twin(seed: int) -> None:
     check_against_twin(seed, n=2500)
@@ -175,7 +195,10 @@ def check_against_twin(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     keep = (KeepSpec(), KeepSpec(3, 2, 30, 8), KeepSpec(5, 5, 60, 20), KeepSpec(2))[seed % 4]
     config = FlowTableConfig(
-        idle_timeout_s=(4.0, 30.0)[seed % 2], active_timeout_s=2.0, tcp_linger_s=(2.0, 50.0)[seed // 2 % 2]
+        idle_timeout_s=(4.0, 30.0)[seed % 2],
+        active_timeout_s=2.0,
+        tcp_linger_s=(2.0, 50.0)[seed // 2 % 2],
+        ready_timeout_s=(0.0, 0.3)[seed // 2 % 2],
     )
     n_flows, n_slabs = int(rng.integers(26, 30)), int(rng.integers(20, 26))
     packets = random_traffic(seed, n)

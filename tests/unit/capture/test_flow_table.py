@@ -282,6 +282,39 @@ def test_kept_bytes_are_the_packets_own_and_zero_behind(packet: Packet, header: 
     assert row[48:] == packet.frame[start : start + payload].ljust(16, b"\0")
 
 
+def test_a_slow_flow_is_given_out_early_with_what_is_there_and_once_more_when_ready() -> None:
+    config, keep = FlowTableConfig(ready_timeout_s=1), KeepSpec(3)
+    packets = [udp(T0), udp(T0 + S // 2), udp(T0 + 2 * S), udp(T0 + 3 * S)]
+    out = run(packets, config, keep)
+    assert out.ready["n_kept"].tolist() == [2, 3]
+    assert out.is_early.tolist() == [True, False]
+    assert out.ended["packets"][:, 0].tolist() == [4]
+
+
+def test_the_ready_timeout_runs_from_the_first_packet_and_is_not_pushed_back_by_later_ones() -> None:
+    config, keep = FlowTableConfig(ready_timeout_s=1), KeepSpec(9)
+    out = run([udp(T0 + at * S // 4) for at in range(6)], config, keep)
+    assert out.ready["n_kept"].tolist() == [5, 6]
+    assert out.ready["end_reason"].tolist() == [EndReason.OPEN, EndReason.FORCED]
+
+
+def test_a_silent_wire_gives_a_slow_flow_out_early() -> None:
+    table = FlowTable(FlowTableConfig(idle_timeout_s=10, ready_timeout_s=1), KeepSpec(3))
+    assert list(steps_of(table, [udp(T0)])) == []
+    assert list(table.advance(T0 + S)) == []
+    (step,) = table.advance(T0 + S + 1)
+    assert step.is_early().tolist() == [True]
+    assert len(step.ended) == 0
+    assert list(table.advance(T0 + 9 * S)) == []
+
+
+def test_the_successor_of_a_cut_flow_has_a_ready_timeout_of_its_own() -> None:
+    config = FlowTableConfig(active_timeout_s=2, ready_timeout_s=1)
+    out = run([udp(T0), udp(T0 + 3 * S), udp(T0 + 4 * S + 1)], config, KeepSpec(5))
+    assert out.ready["serial"].tolist() == [0, 0, 1, 1]
+    assert out.is_early.tolist() == [True, False, True, False]
+
+
 def test_a_flow_that_ends_early_is_ready_in_the_same_step() -> None:
     keep = KeepSpec(5)
     out = run([*handshake(), Packet(T0 + S, tcp_flags=RST)], keep=keep)
