@@ -140,7 +140,7 @@ class FlowStep:
     ended: FlowBatch
 
     def is_early(self) -> NDArray[np.bool_]:
-        """bool (F,), the rows of ``ready`` that come again: still open, and not all packets are there."""
+        """Rows of ``ready`` that come again, bool (F,): still open, and not all packets are there."""
         records, n_packets = self.ready.records, self.ready.packets.shape[1]
         early: NDArray[np.bool_] = (records["n_kept"] < n_packets) & (records["end_reason"] == EndReason.OPEN)
         return early
