@@ -4,6 +4,7 @@
     ├── CaptureError            a capture file cannot be read
     │   ├── NotACaptureError    the bytes are of no known capture format
     │   └── CutCaptureError     the capture ends in the middle of a record (only raised with ``strict``)
+    ├── LiveError               an interface cannot be captured
     ├── TokenizeError           a representation was asked for something it cannot make
     ├── CheckpointError         a checkpoint is missing, damaged or of another kind (raised by ``models``)
     ├── TrainingError           a training run cannot go on: it diverged (raised by ``models.learning``)
@@ -31,6 +32,10 @@ class NotACaptureError(CaptureError):
 
 class CutCaptureError(CaptureError):
     """A capture ends in the middle of a record; raised only when the caller asked for ``strict``."""
+
+
+class LiveError(NetclsError):
+    """An interface cannot be captured, or not any longer."""
 
 
 class TokenizeError(NetclsError):

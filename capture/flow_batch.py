@@ -126,6 +126,12 @@ class FlowBatch:
     def __len__(self) -> int:
         return len(self.records)
 
+    def take(self, rows: NDArray[np.bool_]) -> FlowBatch:
+        """The flows whose row is True; ``packets`` and ``data`` stay empty where they are."""
+        if not len(self.packets):
+            return FlowBatch(self.records[rows], self.packets, self.data)
+        return FlowBatch(self.records[rows], self.packets[rows], self.data[rows])
+
 
 @dataclass(frozen=True, slots=True)
 class FlowStep:

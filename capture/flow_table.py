@@ -256,9 +256,24 @@ class FlowTable:
         """Let the packet clock move to ``now_ns`` (since the epoch) although no packet came; it never moves back."""
         return self._until_done(lambda: flow_update.advance_clock(self._table, now_ns))
 
+    def clock_was_set(self, step_ns: int) -> None:
+        """The clock that packets are stamped with was moved: what it reads next is not newer or older for that.
+
+        Args:
+            step_ns: forwards, or backwards if negative.
+        """
+        newest_ns = int(self._table["newest_ns"][0])
+        if newest_ns > -NEVER_NS:
+            self._table["newest_ns"] = min(max(newest_ns + step_ns, -NEVER_NS + 1), NEVER_NS - 1)
+
     def flush(self, reason: EndReason = EndReason.FORCED) -> Iterator[FlowStep]:
         """End all flows: those TCP has closed by END_DETECTED, the others by ``reason``. The table can be used on."""
         return self._until_done(lambda: flow_update.end_all(self._table, int(reason)))
+
+    @property
+    def most_flows(self) -> int:
+        """Flows that can be open at the same time."""
+        return self._sizes.n_flows
 
     @property
     def counters(self) -> FlowCounters:

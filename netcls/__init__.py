@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from capture.errors import NetclsError
     from netcls.api import Result, classify, finetune, load
+    from netcls.stream import Stream, sniff
 
     __version__: str
 
-__all__ = ["NetclsError", "Result", "__version__", "classify", "finetune", "load"]
+__all__ = ["NetclsError", "Result", "Stream", "__version__", "classify", "finetune", "load", "sniff"]
 
 _HOME = {
     "NetclsError": "capture.errors",
     "Result": "netcls.api",
+    "Stream": "netcls.stream",
     "classify": "netcls.api",
     "finetune": "netcls.api",
     "load": "netcls.api",
+    "sniff": "netcls.stream",
 }
 
 

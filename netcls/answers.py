@@ -1,13 +1,18 @@
-"""Answers of flows that are still open: made when a flow is ready, handed out when it ends."""
+"""Answers of flows that are still open: made when a flow is ready, handed out when it ends.
+
+Live, an answer may be told before the flow ends; what was told last is kept beside it, so that a change is noticed.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from netcls.event_batch import Answers, ModelName
+
+_NOT_TOLD: Final = -1
 
 
 def _row_dtype(n_top: int) -> np.dtype[Any]:
@@ -19,24 +24,41 @@ def _row_dtype(n_top: int) -> np.dtype[Any]:
             ("unknown", "?"),
             ("packets_used", "<u2"),
             ("ts_ns", "<i8"),
+            ("ready_by", "u1"),
+            ("latency_us", "<i8"),
+            ("told", "<i4"),
         ]
     )
 
 
 class AnswerStore:
-    """Holds one fixed-size row for each flow that was answered and has not ended; bounded by the open flows.
+    """Holds one fixed-size row for each flow that was answered and has not ended.
+
+    Bounded by the open flows, and by ``limit``.
 
     Args:
         model: who answers.
         n_top: best labels to keep of each flow; at least two are kept for the runner-up, where there are two.
         unknown_threshold: flows whose unknown score is above this are unknown; None: none is.
+        limit: rows; beyond them the longest held is forgotten. None: no limit, for who pops every flow.
+        is_live: whether answers say how and when they came about.
     """
 
-    def __init__(self, model: ModelName, n_top: int, unknown_threshold: float | None) -> None:
+    def __init__(
+        self,
+        model: ModelName,
+        n_top: int,
+        unknown_threshold: float | None,
+        *,
+        limit: int | None = None,
+        is_live: bool = False,
+    ) -> None:
         self.model = model
         self._n_shown = min(n_top, len(model.labels))
         self._n_kept = min(max(n_top, 2), len(model.labels))
         self._threshold = unknown_threshold
+        self._limit = limit
+        self._is_live = is_live
         self._rows = np.zeros(256, _row_dtype(self._n_kept))
         self._slot_of: dict[int, int] = {}
         self._free: list[int] = list(range(len(self._rows)))
@@ -52,7 +74,7 @@ class AnswerStore:
         packets_used: NDArray[np.uint16],
         ts_ns: NDArray[np.int64],
     ) -> None:
-        """Keep the answers of F flows.
+        """Keep the answers of F flows, in place of earlier ones of the same flows.
 
         Args:
             serial: (F,), names the flows.
@@ -71,9 +93,57 @@ class AnswerStore:
             rows["unknown"] = unknown_score > self._threshold
         rows["packets_used"] = packets_used
         rows["ts_ns"] = ts_ns
+        rows["told"] = _NOT_TOLD
+        names = serial.tolist()
+        old = [(row, self._slot_of[name]) for row, name in enumerate(names) if name in self._slot_of]
+        for row, slot in old:
+            rows["told"][row] = self._rows["told"][slot]
+            self._free.append(slot)
         slots = self._take_slots(len(serial))
         self._rows[slots] = rows
-        self._slot_of.update(zip(serial.tolist(), slots, strict=True))
+        self._slot_of.update(zip(names, slots, strict=True))
+        while self._limit is not None and len(self._slot_of) > self._limit:
+            self._free.append(self._slot_of.pop(next(iter(self._slot_of))))
+
+    def note(self, serial: NDArray[np.uint64], ready_by: NDArray[Any], latency_us: NDArray[np.int64]) -> None:
+        """Say of answers just put how their flows became ready (``READY_BY_*``), and how long the answer took."""
+        slots = self._slots(serial)
+        self._rows["ready_by"][slots] = ready_by
+        self._rows["latency_us"][slots] = latency_us
+
+    def knows(self, serial: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which flows have an answer."""
+        return np.array([s in self._slot_of for s in serial.tolist()], np.bool_)
+
+    def was_told(self, serial: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which flows had an answer told; False for those that have none."""
+        told = self._rows["told"]
+        slots = [self._slot_of.get(s) for s in serial.tolist()]
+        return np.array([slot is not None and told[slot] != _NOT_TOLD for slot in slots], np.bool_)
+
+    def is_news(self, serial: NDArray[np.uint64], *, first_only: bool) -> NDArray[np.bool_]:
+        """Which answers say something else than what was told; with ``first_only``, which were never told."""
+        rows = self._rows[self._slots(serial)]
+        news: NDArray[np.bool_] = (
+            rows["told"] == _NOT_TOLD if first_only else rows["told"] != self._shown(rows)
+        )
+        return news
+
+    def tell(self, serial: NDArray[np.uint64]) -> None:
+        """The answers of these flows have been told."""
+        slots = self._slots(serial)
+        self._rows["told"][slots] = self._shown(self._rows[slots])
+
+    def look_up(self, serial: NDArray[np.uint64]) -> Answers:
+        """The answers of the given flows, row for row, which stay here."""
+        return self._answers(self._rows[self._slots(serial)])
+
+    def _slots(self, serial: NDArray[np.uint64]) -> list[int]:
+        return [self._slot_of[s] for s in serial.tolist()]
+
+    def _shown(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """What an event shows as the label: its number, or one behind the last for "unknown"."""
+        return np.where(rows["unknown"], len(self.model.labels), rows["index"][:, 0])
 
     def pop(self, serial: NDArray[np.uint64]) -> Answers:
         """The answers of the given flows, row for row; they are forgotten here.
@@ -84,7 +154,11 @@ class AnswerStore:
         slots = [self._slot_of.pop(s) for s in serial.tolist()]
         rows = self._rows[slots]
         self._free.extend(slots)
+        return self._answers(rows)
+
+    def _answers(self, rows: NDArray[Any]) -> Answers:
         two = self._n_kept > 1
+        corrects = (rows["told"] != _NOT_TOLD) & (rows["told"] != self._shown(rows))
         return Answers(
             model=self.model,
             label_index=rows["index"][:, 0],
@@ -97,6 +171,9 @@ class AnswerStore:
             answer_ts_ns=rows["ts_ns"],
             top_index=rows["index"][:, : self._n_shown],
             top_probability=rows["probability"][:, : self._n_shown],
+            ready_by=rows["ready_by"] if self._is_live else None,
+            latency_us=rows["latency_us"] if self._is_live else None,
+            was_index=np.where(corrects, rows["told"], _NOT_TOLD) if self._is_live else None,
         )
 
     def _take_slots(self, n: int) -> list[int]:

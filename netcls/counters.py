@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from capture.reject import IGNORED_FROM, Reject
+
+if TYPE_CHECKING:
+    from capture.flow_table import FlowCounters
+    from capture.live.base import LiveCounters
 
 
 @dataclass(slots=True)
@@ -26,6 +30,9 @@ class Counters:
         flows_skipped: ended flows left out of the output by ``--min-packets``.
         predictions, unknown: flows answered, and how many of them as unknown.
         flow_memory_peak_bytes: largest size of a flow table.
+        interfaces: what was seen on each; empty for captures.
+        queue_dropped: left out of the queue before the model: ``early`` looks, ``ready`` flows, ``ended`` records.
+        flows_unanswered: ended live flows that the model did not get round to.
     """
 
     packets_seen: int = 0
@@ -42,10 +49,36 @@ class Counters:
     predictions: int = 0
     unknown: int = 0
     flow_memory_peak_bytes: int = 0
+    interfaces: dict[str, LiveCounters] = field(default_factory=dict)
+    queue_dropped: dict[str, int] = field(default_factory=dict)
+    flows_unanswered: int = 0
 
     def count_rejects(self, reject: NDArray[np.uint8]) -> None:
         """Add the ``reject`` column (uint8 (n,)) of one decoded block."""
         self.by_reason += np.bincount(reject, minlength=256)
+
+    def add_table(self, counted: FlowCounters) -> None:
+        """Add what a flow table has done, once it has ended all of its flows."""
+        self.packets_in_flows += counted.packets
+        self.flows_started += counted.flows_started
+        self.time_backwards += counted.packets_time_backwards
+        self.flow_memory_peak_bytes = max(self.flow_memory_peak_bytes, counted.memory_bytes)
+        for reason, n_flows in counted.flows_ended.items():
+            name = reason.name.lower()
+            self.flows_ended[name] = self.flows_ended.get(name, 0) + n_flows
+
+    def add(self, other: Counters) -> None:
+        """Add the books of another process that shares the interfaces."""
+        for each in fields(self):
+            mine, theirs = getattr(self, each.name), getattr(other, each.name)
+            if each.name == "interfaces":
+                for name, counters in theirs.items():
+                    mine[name] = mine[name].plus(counters) if name in mine else counters
+            elif isinstance(mine, dict):
+                for name, n in theirs.items():
+                    mine[name] = mine.get(name, 0) + n
+            else:
+                setattr(self, each.name, mine + theirs)
 
     def rejected(self) -> dict[str, int]:
         """Undecodable packets by reason name; reasons that did not occur are left out."""
@@ -90,4 +123,43 @@ class Counters:
             },
             "predictions": self.predictions,
             "unknown": self.unknown,
+        } | self._live()
+
+    def capture(self) -> dict[str, int]:
+        """Suricata's ``stats.capture``: what the kernel counted on all interfaces."""
+        return {
+            "kernel_packets": sum(live.n_kernel_packets for live in self.interfaces.values()),
+            "kernel_drops": sum(live.n_kernel_drops for live in self.interfaces.values()),
+        }
+
+    def live_lines(self) -> list[str]:
+        """The books of a live run in a line for each interface and one for the flows."""
+        lines = []
+        for name, live in self.interfaces.items():
+            drops = (
+                f"{live.n_kernel_drops:,} dropped by the kernel"
+                if live.counts_drops
+                else "drops are not known"
+            )
+            lines.append(f"{name}: {live.n_packets:,} packets, {drops}")
+        left_out = sum(self.queue_dropped.values())
+        n_ended = sum(self.flows_ended.values())
+        balance = (
+            "the books balance"
+            if self.books_balance()
+            else f"{self.imbalance_packets()} packets are not accounted for"
+        )
+        lines.append(
+            f"{n_ended:,} flows, {self.predictions:,} answered, {self.flows_unanswered:,} not, "
+            f"{left_out:,} left out by the queue; {balance}"
+        )
+        return lines
+
+    def _live(self) -> dict[str, Any]:
+        if not self.interfaces:
+            return {}
+        return {
+            "interfaces": {name: asdict(live) for name, live in self.interfaces.items()},
+            "queue_dropped": self.queue_dropped,
+            "unanswered": self.flows_unanswered,
         }

@@ -25,7 +25,7 @@ from capture.flow_batch import (
     QUALITY_TRUNCATED,
     EndReason,
 )
-from netcls.event_batch import Answers, EventBatch
+from netcls.event_batch import READY_BY_END, READY_BY_PACKETS, READY_BY_TIMEOUT, Answers, EventBatch
 
 SCHEMA_VERSION: Final = 1
 
@@ -46,6 +46,7 @@ _EVE_REASON: Final = {
     EndReason.FORCED: "forced",
     EndReason.LACK_OF_RESOURCES: "forced",
 }
+_READY_BY: Final = {READY_BY_PACKETS: "packets", READY_BY_TIMEOUT: "timeout", READY_BY_END: "end"}
 _QUALITY_NAMES: Final = (
     (QUALITY_MIDSTREAM, "midstream"),
     (QUALITY_TRUNCATED, "truncated"),
@@ -88,7 +89,10 @@ class NetclsPart(msgspec.Struct, frozen=True, kw_only=True):
     unknown_score: float | UnsetType = UNSET
     top: list[LabelProbability] | UnsetType = UNSET
     phase: str | UnsetType = UNSET
+    ready_by: str | UnsetType = UNSET  # live only
     final: bool | UnsetType = UNSET
+    changed: bool | UnsetType = UNSET  # true where it corrects an earlier event of the flow, which said `was`
+    was: str | UnsetType = UNSET
     packets_used: int | UnsetType = UNSET
     latency_us: int | UnsetType = UNSET  # live only
     sni: str | UnsetType = UNSET
@@ -122,10 +126,11 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatsEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """The counters. ``pcap_filename`` only where all of them are of one capture."""
+    """The counters. ``pcap_filename`` or ``in_iface`` only where all of them are of one."""
 
     timestamp: str
     event_type: str = "stats"
+    in_iface: str | UnsetType = UNSET
     pcap_filename: str | UnsetType = UNSET
     stats: dict[str, Any]
 
@@ -165,17 +170,22 @@ def _second_text(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
-def stats_event(stats: dict[str, Any], newest_ts_ns: int, sources: set[str]) -> StatsEvent:
+def stats_event(
+    stats: dict[str, Any], newest_ts_ns: int, sources: set[str], *, is_live: bool = False
+) -> StatsEvent:
     """The last event of a run.
 
     Args:
         stats: ``Counters.as_dict()``.
         newest_ts_ns: the packet clock, nanoseconds since the epoch; 0 if no packet was seen.
-        sources: names of the captures that were read.
+        sources: names of the captures that were read, or of the interfaces.
+        is_live: whether they are interfaces.
     """
+    source = _valid_text(next(iter(sources))) if len(sources) == 1 else UNSET
     return StatsEvent(
         timestamp=timestamp_text(newest_ts_ns),
-        pcap_filename=_valid_text(next(iter(sources))) if len(sources) == 1 else UNSET,
+        in_iface=source if is_live else UNSET,
+        pcap_filename=UNSET if is_live else source,
         stats=stats,
     )
 
@@ -203,7 +213,7 @@ def events_of(batch: EventBatch) -> Iterator[Event]:
         records["vlan"].tolist(),
         community_ids(records),
         _flow_parts(records),
-        _notes(records) if answers is None else _answered(answers, records),
+        _notes(records) if answers is None else _answered(answers, batch),
         strict=True,
     )
     for ts_ns, flow_id, protocol, ip_v, client, server, port_0, port_1, vlan, join_key, flow, ours in columns:
@@ -213,7 +223,8 @@ def events_of(batch: EventBatch) -> Iterator[Event]:
             timestamp=timestamp_text(ts_ns),
             flow_id=flow_id,
             event_type=event_type,
-            pcap_filename=source,
+            in_iface=source if batch.is_live else UNSET,
+            pcap_filename=UNSET if batch.is_live else source,
             src_ip=_ip_text(client.tobytes(), ip_v),
             src_port=port_0 if has_ports else UNSET,
             dest_ip=_ip_text(server.tobytes(), ip_v),
@@ -257,8 +268,8 @@ def _notes(records: Any) -> Iterator[NetclsPart]:
         yield NetclsPart(end_reason=_end_reason_text(end_reason), quality=_quality_names(quality))
 
 
-def _answered(answers: Answers, records: Any) -> Iterator[NetclsPart]:
-    model = answers.model
+def _answered(answers: Answers, batch: EventBatch) -> Iterator[NetclsPart]:
+    model, records = answers.model, batch.records
     labels = model.labels
     columns = zip(
         answers.label_index.tolist(),
@@ -272,6 +283,7 @@ def _answered(answers: Answers, records: Any) -> Iterator[NetclsPart]:
         answers.top_probability.tolist(),
         records["end_reason"].tolist(),
         records["quality"].tolist(),
+        _live_parts(answers),
         strict=True,
     )
     for (
@@ -286,6 +298,7 @@ def _answered(answers: Answers, records: Any) -> Iterator[NetclsPart]:
         top_probability,
         end,
         quality,
+        (ready_by, latency_us, was),
     ) in columns:
         yield NetclsPart(
             label=_UNKNOWN_LABEL if unknown else labels[best],
@@ -295,15 +308,34 @@ def _answered(answers: Answers, records: Any) -> Iterator[NetclsPart]:
             unknown=unknown,
             unknown_score=round(score, _PROBABILITY_DIGITS),
             top=[_labelled(labels[i], p) for i, p in zip(top, top_probability, strict=True)] or UNSET,
-            phase="end",
-            final=True,
+            phase=batch.phase,
+            ready_by=ready_by,
+            final=batch.final,
+            changed=UNSET if was is UNSET else True,
+            was=was,
             packets_used=used,
+            latency_us=latency_us,
             model=model.name,
             checkpoint=model.checkpoint,
             representation=model.representation,
             end_reason=_end_reason_text(end),
             quality=_quality_names(quality),
         )
+
+
+_LivePart = tuple[str | UnsetType, int | UnsetType, str | UnsetType]
+
+
+def _live_parts(answers: Answers) -> Iterator[_LivePart]:
+    """How the flow became ready, how long the answer took, and the label that is taken back."""
+    if answers.ready_by is None or answers.latency_us is None or answers.was_index is None:
+        yield from ((UNSET, UNSET, UNSET) for _ in range(len(answers.label_index)))
+        return
+    shown = (*answers.model.labels, _UNKNOWN_LABEL)
+    for ready_by, latency_us, was in zip(
+        answers.ready_by.tolist(), answers.latency_us.tolist(), answers.was_index.tolist(), strict=True
+    ):
+        yield _READY_BY[ready_by], latency_us, shown[was] if was >= 0 else UNSET
 
 
 def _labelled(label: str, probability: float) -> LabelProbability:

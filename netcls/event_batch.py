@@ -6,11 +6,16 @@ Columns all the way; only :mod:`netcls.event` makes objects of them, at the very
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+# How a flow became ready (`Answers.ready_by`), live.
+READY_BY_PACKETS: Final = 0
+READY_BY_TIMEOUT: Final = 1
+READY_BY_END: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,10 @@ class Answers:
         answer_ts_ns: int64 (n,), time of the last packet that the answer used, nanoseconds since the epoch.
         top_index: int32 (n, k), the best k labels, best first; k is 0 unless asked for.
         top_probability: float32 (n, k), calibrated.
+        ready_by: uint8 (n,), a ``READY_BY_*``; None from files.
+        latency_us: int64 (n,), from becoming ready to the answer, microseconds; None from files.
+        was_index: int32 (n,), the label that was told before and is corrected by this one, ``len(labels)`` for
+            "unknown", -1 where nothing is corrected; None from files.
     """
 
     model: ModelName
@@ -59,26 +68,44 @@ class Answers:
     answer_ts_ns: NDArray[np.int64]
     top_index: NDArray[np.int32]
     top_probability: NDArray[np.float32]
+    ready_by: NDArray[np.uint8] | None = None
+    latency_us: NDArray[np.int64] | None = None
+    was_index: NDArray[np.int32] | None = None
 
     def take(self, rows: NDArray[np.bool_]) -> Answers:
         """The answers of the rows that are True."""
-        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "model"}
-        return Answers(model=self.model, **columns)
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "model"}
+        taken: dict[str, Any] = {
+            name: None if column is None else column[rows] for name, column in columns.items()
+        }
+        return Answers(model=self.model, **taken)
 
 
 @dataclass(frozen=True, slots=True)
 class EventBatch:
-    """Ended flows of one capture, each exactly once.
+    """Flows of one capture, each exactly once when it ends; of an interface, also when it is ready.
 
     Attributes:
-        source: name of the capture as events show it (``pcap_filename``); ``-`` for standard input.
+        source: name of the capture as events show it (``pcap_filename``), ``-`` for standard input; or of the
+            interface (``in_iface``).
         records: ``capture.flow_batch.FLOW_DTYPE`` (n,).
         answers: the model's answers, row for row; None where no model was asked (``netcls flows``).
+        is_live: whether ``source`` is an interface.
+        phase: ``ready`` for flows that are still open, ``end`` for ended ones.
+        final: no further event of these flows follows.
     """
 
     source: str
     records: NDArray[Any]
     answers: Answers | None = None
+    is_live: bool = False
+    phase: str = "end"
+    final: bool = True
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def take(self, rows: NDArray[np.bool_]) -> EventBatch:
+        """The flows whose row is True."""
+        answers = None if self.answers is None else self.answers.take(rows)
+        return replace(self, records=self.records[rows], answers=answers)

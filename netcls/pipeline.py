@@ -71,8 +71,8 @@ class RunOptions:
         )
 
 
-class _Answerer:
-    """Representation, predictor and the answers of open flows, over all captures of a run."""
+class Answerer:
+    """Representation and predictor, and the answers of open flows over all captures of a run."""
 
     def __init__(self, checkpoint: Checkpoint, options: RunOptions) -> None:
         from capture.representations import build, representation_id
@@ -88,18 +88,47 @@ class _Answerer:
             representation_id(self.representation),
             tuple(checkpoint.labels),
         )
-        self.store = AnswerStore(name, options.top, checkpoint.calibration.unknown_threshold)
+        self._name, self._top = name, options.top
+        self._threshold = checkpoint.calibration.unknown_threshold
+        self.store = AnswerStore(name, options.top, self._threshold)
+
+    @classmethod
+    def of(cls, options: RunOptions, checkpoint: Checkpoint | None) -> Answerer:
+        """With a checkpoint that is already loaded, or the one that the options name.
+
+        Raises:
+            CheckpointError: if it cannot be loaded.
+        """
+        if checkpoint is None:
+            from models.checkpoint import load_checkpoint
+
+            checkpoint = load_checkpoint(options.model)
+        return cls(checkpoint, options)
+
+    @property
+    def threads(self) -> int:
+        """Of the model."""
+        return self._predictor.threads
+
+    def new_store(self, limit: int) -> AnswerStore:
+        """For the flows of an interface; see :class:`netcls.answers.AnswerStore`."""
+        return AnswerStore(self._name, self._top, self._threshold, limit=limit, is_live=True)
+
+    def warm_up(self) -> None:
+        """So that the first flow finds everything compiled and loaded."""
+        self._predictor.warm_up()
 
     def close(self) -> None:
         """End the model's worker threads."""
         self._predictor.close()
 
-    def answer(self, flows: FlowBatch) -> None:
+    def answer(self, flows: FlowBatch, store: AnswerStore | None = None) -> None:
+        """Put the answers of ready flows into a store; into the run's own unless another is given."""
         tokens = self.representation.tokenize(flows)
         said = self._predictor.predict(tokens)
         last = np.maximum(tokens.packets_used.astype(np.intp), 1) - 1
         ts_ns = flows.packets["ts_ns"][np.arange(len(flows)), last]
-        self.store.put(
+        (self.store if store is None else store).put(
             flows.records["serial"], said.probabilities, said.unknown_score, tokens.packets_used, ts_ns
         )
 
@@ -138,13 +167,7 @@ class Run:
         self._on_error = on_error
         self.counters = Counters()
         self.warnings: list[str] = []
-        self._answerer: _Answerer | None = None
-        if classify:
-            if checkpoint is None:
-                from models.checkpoint import load_checkpoint
-
-                checkpoint = load_checkpoint(self._options.model)
-            self._answerer = _Answerer(checkpoint, self._options)
+        self._answerer = Answerer.of(self._options, checkpoint) if classify else None
 
     def __enter__(self) -> Run:
         return self
@@ -193,7 +216,7 @@ class Run:
         # What was read before an error is answered and counted like everything else.
         for step in table.flush(EndReason.FORCED):
             yield from self._take(step, pending, path)
-        self._close_books(table)
+        self.counters.add_table(table.counters)
         yield from self._hand_out(pending, path)
         if failure is not None:
             raise failure
@@ -208,7 +231,7 @@ class Run:
 
     def _hand_out(self, pending: _Pending, path: str) -> Iterator[EventBatch]:
         if self._answerer and pending.ready:
-            self._answerer.answer(_joined(pending.ready))
+            self._answerer.answer(joined(pending.ready))
         pending.ready.clear()
         ended, pending.ended = pending.ended, []
         for flows in ended:
@@ -225,16 +248,6 @@ class Run:
             if len(records):
                 yield EventBatch(path, records, answers)
 
-    def _close_books(self, table: FlowTable) -> None:
-        counted, books = table.counters, self.counters
-        books.packets_in_flows += counted.packets
-        books.flows_started += counted.flows_started
-        books.time_backwards += counted.packets_time_backwards
-        books.flow_memory_peak_bytes = max(books.flow_memory_peak_bytes, counted.memory_bytes)
-        for reason, n_flows in counted.flows_ended.items():
-            name = reason.name.lower()
-            books.flows_ended[name] = books.flows_ended.get(name, 0) + n_flows
-
 
 class _Pending:
     """Flows of one capture between the flow table and the output."""
@@ -250,7 +263,7 @@ class _Pending:
         return sum(len(batch) for batch in self.ended)
 
 
-def _joined(batches: list[FlowBatch]) -> FlowBatch:
+def joined(batches: list[FlowBatch]) -> FlowBatch:
     """Batches of one flow table as one."""
     if len(batches) == 1:
         return batches[0]

@@ -81,8 +81,8 @@ def _row(event: Event) -> Row:
     cells = [
         flow.start[11:23],
         event.proto,
-        _endpoint(event.src_ip, event.src_port),
-        _endpoint(event.dest_ip, event.dest_port),
+        endpoint(event.src_ip, event.src_port),
+        endpoint(event.dest_ip, event.dest_port),
         str(flow.pkts_toserver + flow.pkts_toclient),
         str(flow.bytes_toserver + flow.bytes_toclient),
     ]
@@ -94,7 +94,8 @@ def _row(event: Event) -> Row:
     return [*cells, str(flow.age), str(ours.end_reason or "")]
 
 
-def _endpoint(address: str, port: object) -> str:
+def endpoint(address: str, port: object) -> str:
+    """``10.0.0.2:443``, ``[2001:db8::1]:443``; the address alone where there is no port."""
     if not isinstance(port, int):
         return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -13,6 +13,7 @@ from netcls.cli.console import Progress, note, report
 from netcls.cli.options import (
     NetclsCommand,
     device_option,
+    flow_table_options,
     format_option,
     model_option,
     output_option,
@@ -27,6 +28,8 @@ from netcls.output import Output
 if TYPE_CHECKING:
     from netcls.event_batch import EventBatch
     from netcls.formats import EventWriter
+    from netcls.live import LiveRun
+    from netcls.live_workers import WorkerPool
     from netcls.pipeline import Run, RunOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,47 +40,10 @@ EXIT_INTERRUPTED = 130
 
 def flow_options(function: F) -> F:
     """Options that decide what a flow is."""
-    for decorate in (
-        click.option("--strict", is_flag=True, help="A capture that is cut off is an error, not a warning."),
-        click.option(
-            "--memory-limit-mib",
-            type=click.IntRange(min=1),
-            metavar="N",
-            default=256,
-            help="Ceiling of the flow table, MiB; beyond it the least recently seen flow ends.",
-        ),
-        click.option(
-            "--tcp-linger-s",
-            type=click.FloatRange(min=0),
-            metavar="SECONDS",
-            default=5.0,
-            help="Late packets of a closed TCP flow still count to it for so many seconds.",
-        ),
-        click.option(
-            "--active-timeout-s",
-            type=click.FloatRange(min=0, min_open=True),
-            metavar="SECONDS",
-            default=1800.0,
-            help="A flow ends when it is this old, seconds.",
-        ),
-        click.option(
-            "--idle-timeout-s",
-            type=click.FloatRange(min=0, min_open=True),
-            metavar="SECONDS",
-            default=120.0,
-            help="A flow ends after so many seconds without a packet.",
-        ),
-        click.option(
-            "--min-packets",
-            type=click.IntRange(min=0),
-            metavar="N",
-            default=0,
-            help="Leave out flows with fewer packets.",
-        ),
-        click.option("--stats", is_flag=True, help="A last line with every counter (jsonl, table)."),
-    ):
-        function = decorate(function)
-    return function
+    strict = click.option(
+        "--strict", is_flag=True, help="A capture that is cut off is an error, not a warning."
+    )
+    return flow_table_options(strict(function))
 
 
 @click.command("classify", cls=NetclsCommand)
@@ -116,13 +82,18 @@ def flows(**options: Any) -> int:
     return _deliver(options, classify=False)
 
 
-def _deliver(options: dict[str, Any], *, classify: bool) -> int:
-    from netcls.pipeline import Run
-
+def refuse_stats(options: dict[str, Any]) -> None:
+    """Raise UsageError if ``--stats`` has no place in the output."""
     if options["stats"] and (options["format"] in ("csv", "parquet") or options.get("summary")):
         clash = "--summary" if options.get("summary") else f"--format {options['format']}"
         raise UsageError(f"--stats has no place in {clash}; use --format jsonl, or --verbose")
-    desk = _Desk(options)
+
+
+def _deliver(options: dict[str, Any], *, classify: bool) -> int:
+    from netcls.pipeline import Run
+
+    refuse_stats(options)
+    desk = Desk(options)
     captures = desk.find(options["paths"])
     with Output(options["output"]) as output:
         writer = _writer(options, output, classify=classify)
@@ -139,7 +110,7 @@ def _deliver(options: dict[str, Any], *, classify: bool) -> int:
     return EXIT_MISTAKE if desk.n_failed else 0
 
 
-def _write_all(run: Run, writer: EventWriter, desk: _Desk) -> bool:
+def _write_all(run: Run, writer: EventWriter, desk: Desk) -> bool:
     """True if it was interrupted; what came out until then is written."""
     try:
         for batch in run:
@@ -166,15 +137,21 @@ def _writer(options: dict[str, Any], output: Output, *, classify: bool) -> Event
 def _run_options(options: dict[str, Any]) -> RunOptions:
     from netcls.pipeline import RunOptions
 
-    given = {name: options[name] for name in RunOptions.__dataclass_fields__ if name in options}
-    return RunOptions(**given, memory_limit_bytes=options["memory_limit_mib"] << 20)
+    return RunOptions(**run_fields(options, RunOptions))
+
+
+def run_fields(options: dict[str, Any], kind: type[RunOptions]) -> dict[str, Any]:
+    """What the flags say of the fields of ``kind``."""
+    given = {name: options[name] for name in kind.__dataclass_fields__ if name in options}
+    return given | {"memory_limit_bytes": options["memory_limit_mib"] << 20}
 
 
 @dataclass
-class _Desk:
+class Desk:
     """What goes to standard error beside a run: failures, warnings, progress, the books."""
 
     options: dict[str, Any]
+    is_live: bool = False
     n_inputs: int = 0
     n_failed: int = 0
     n_flows: int = 0
@@ -186,6 +163,7 @@ class _Desk:
         self.progress = Progress(not (self.options["quiet"] or self.options["no_progress"]))
 
     def find(self, paths: tuple[str, ...]) -> list[str]:
+        """The captures of all PATHs; those that hold none are reported."""
         captures: list[str] = []
         for path in paths:
             try:
@@ -197,31 +175,42 @@ class _Desk:
         return captures
 
     def failed(self, error: CaptureError | NetclsError) -> None:
+        """Report an input that cannot be used."""
         self.progress.clear()
         self.n_failed += 1
         report("error", str(error))
 
-    def saw(self, batch: EventBatch, run: Run) -> None:
-        self.n_flows += len(batch)
+    def saw(self, batch: EventBatch, run: Run | LiveRun | WorkerPool) -> None:
+        """Note what a batch says, warn of what happened, draw the progress."""
+        self.n_flows += len(batch) if batch.final else 0
         self.sources.add(batch.source)
         self.newest_ts_ns = max(self.newest_ts_ns, int(batch.records["last_ts_ns"].max()))
-        self._warn(run)
+        self.warn(run)
         self.progress.show(f"{batch.source}: {self.n_flows:,} flows")
 
-    def stats_event(self, run: Run) -> Any:
+    def stats_event(self, run: Run | LiveRun | WorkerPool) -> Any:
+        """The counters as the last event."""
         from netcls.event import stats_event
 
-        return stats_event({"netcls": run.counters.as_dict()}, self.newest_ts_ns, self.sources)
+        stats: dict[str, Any] = {"netcls": run.counters.as_dict()}
+        if self.is_live:
+            stats = {"capture": run.counters.capture()} | stats
+        return stats_event(stats, self.newest_ts_ns, self.sources, is_live=self.is_live)
 
-    def close(self, run: Run) -> None:
-        self._warn(run)
+    def close(self, run: Run | LiveRun | WorkerPool) -> None:
+        """Last warnings, and the books if they are wanted."""
+        self.warn(run)
+        if self.is_live and not self.options["quiet"]:
+            for line in run.counters.live_lines():
+                note(f"netcls: {line}")
         if self.options["verbose"]:
             from netcls.table import books_lines
 
             for line in books_lines(run.counters.as_dict()):
                 note(line)
 
-    def _warn(self, run: Run) -> None:
+    def warn(self, run: Run | LiveRun | WorkerPool) -> None:
+        """Report what was not reported yet."""
         for text in run.warnings[self.n_warned :]:
             self.progress.clear()
             if not self.options["quiet"]:

@@ -30,6 +30,7 @@ _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS
 _COMMANDS = {
     "classify": "netcls.cli.classify:classify",
     "flows": "netcls.cli.classify:flows",
+    "sniff": "netcls.cli.sniff:sniff",
     "tokens": "netcls.cli.tokens:tokens",
     "models": "netcls.cli.models:models",
     "finetune": "netcls.cli.train:finetune",

@@ -150,6 +150,50 @@ def model_option(function: F) -> F:
     )(function)
 
 
+def flow_table_options(function: F) -> F:
+    """Options that decide what a flow is."""
+    for decorate in (
+        click.option(
+            "--memory-limit-mib",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=256,
+            help="Ceiling of the flow table, MiB; beyond it the least recently seen flow ends.",
+        ),
+        click.option(
+            "--tcp-linger-s",
+            type=click.FloatRange(min=0),
+            metavar="SECONDS",
+            default=5.0,
+            help="Late packets of a closed TCP flow still count to it for so many seconds.",
+        ),
+        click.option(
+            "--active-timeout-s",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            default=1800.0,
+            help="A flow ends when it is this old, seconds.",
+        ),
+        click.option(
+            "--idle-timeout-s",
+            type=click.FloatRange(min=0, min_open=True),
+            metavar="SECONDS",
+            default=120.0,
+            help="A flow ends after so many seconds without a packet.",
+        ),
+        click.option(
+            "--min-packets",
+            type=click.IntRange(min=0),
+            metavar="N",
+            default=0,
+            help="Leave out flows with fewer packets.",
+        ),
+        click.option("--stats", is_flag=True, help="A last line with every counter (jsonl, table)."),
+    ):
+        function = decorate(function)
+    return function
+
+
 def format_option(*names: str, shown_default: str = "table on a terminal, else jsonl") -> Callable[[F], F]:
     """``--format``; None where it is not given, which means what ``shown_default`` says."""
     return click.option(

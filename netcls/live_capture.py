@@ -1,0 +1,182 @@
+"""The capture side of a live run: a thread that takes packets to flows and never waits for the model."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from capture.decode import decode
+from capture.flow_batch import EndReason, KeepSpec
+from capture.flow_table import FlowTable, FlowTableConfig
+from capture.live.base import LiveSource, wait_for_packets
+from capture.live.pcap_writer import pcap_header, pcap_records
+from netcls.counters import Counters
+from netcls.step_queue import LiveStep, StepQueue
+
+if TYPE_CHECKING:
+    from capture.block import PacketBlock
+    from netcls.output import Output
+
+_WAIT_S: Final = 0.05
+_ADVANCE_S: Final = 0.05
+# A packet of this age may still lie in a block of the ring that is not full; a silent wire's clock stays behind it.
+_RING_DELAY_NS: Final = 200_000_000
+_DRAIN_S: Final = 0.2
+_LONGEST_DRAIN_S: Final = 1.0
+_CLOCK_WAS_SET_NS: Final = 1_000_000_000
+
+
+class CaptureLoop:
+    """Sources to flow tables, one for each; steps to a queue.
+
+    Args:
+        sources: opened; closed by :meth:`close`.
+        config: of one of so many tables.
+        keep: what the model needs of each flow.
+        counters: the books.
+        queue: where steps go.
+        duration_s: ends by itself after so long; None: never.
+        save: where to write every packet as pcap; None: nowhere.
+
+    Attributes:
+        warnings: what happened to interfaces, one line each.
+        failure: what ended the loop before its time.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[LiveSource],
+        config: Callable[[int], FlowTableConfig],
+        keep: KeepSpec,
+        counters: Counters,
+        queue: StepQueue,
+        *,
+        duration_s: float | None = None,
+        save: Output | None = None,
+    ) -> None:
+        self.sources = list(sources)
+        self.tables = [FlowTable(config(len(self.sources)), keep) for _ in self.sources]
+        self.warnings: list[str] = []
+        self.failure: BaseException | None = None
+        self._counters, self._queue, self._save = counters, queue, save
+        self._duration_s = duration_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="netcls-capture", daemon=True)
+        self._next_advance_s = 0.0
+        self._wall_offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def start(self) -> None:
+        """Begin to capture."""
+        if self._save is not None:
+            self._save.write(pcap_header(self.sources[0].link_type))
+        for source in self.sources:
+            source.begin()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End all flows soon; the queue is closed behind the last one."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Stop, let nothing wait, and leave the interfaces."""
+        self._stopping.set()
+        self._queue.close()
+        if self._thread.ident is not None:
+            self._thread.join()
+        for source in self.sources:
+            source.close()
+
+    def _run(self) -> None:
+        try:
+            self._capture()
+            self._drain()
+        except BaseException as error:
+            self.failure = error
+        try:
+            for number, table in enumerate(self.tables):
+                for step in table.flush(EndReason.FORCED):
+                    self._queue.put(LiveStep(number, step, time.time_ns()), may_wait=True)
+            self._close_books()
+        except BaseException as error:
+            self.failure = self.failure or error
+        finally:
+            self._queue.close()
+
+    def _capture(self) -> None:
+        end_s = time.monotonic() + self._duration_s if self._duration_s is not None else None
+        while not self._stopping.is_set():
+            if not self._take_blocks():
+                wait_for_packets(self.sources, _WAIT_S)
+            if end_s is not None and time.monotonic() >= end_s:
+                return
+            for source in self.sources:
+                if news := source.check():
+                    self.warnings.append(news)
+
+    def _drain(self) -> None:
+        """What had arrived by now, also what lies in a block that is not full yet."""
+        quiet_s = time.monotonic() + _DRAIN_S
+        end_s = time.monotonic() + _LONGEST_DRAIN_S
+        while time.monotonic() < min(quiet_s, end_s):
+            if not self._take_blocks():
+                wait_for_packets(self.sources, _WAIT_S)
+
+    def _take_blocks(self) -> bool:
+        """One block of each source; False if there was none. Silent sources hear what time it is."""
+        now_s = time.monotonic()
+        is_time = now_s >= self._next_advance_s
+        if is_time:
+            self._next_advance_s = now_s + _ADVANCE_S
+        any_block = False
+        for number, source in enumerate(self.sources):
+            block = source.next_block()
+            # Behind the block and before its packets' times are believed.
+            self._follow_wall_clock()
+            if block is not None:
+                any_block = True
+                self._take(number, block)
+            elif is_time:
+                for step in self.tables[number].advance(self._now_ns() - _RING_DELAY_NS):
+                    self._queue.put(LiveStep(number, step, time.time_ns()))
+        return any_block
+
+    def _take(self, number: int, block: PacketBlock) -> None:
+        counters = self._counters
+        if self._save is not None:
+            self._save.write(pcap_records(block))
+        decoded = decode(block)
+        counters.packets_seen += len(block)
+        counters.bytes_seen += int(block.captured_len.sum())
+        counters.count_rejects(decoded.reject)
+        for step in self.tables[number].push(block, decoded):
+            self._queue.put(LiveStep(number, step, time.time_ns()))
+
+    def _now_ns(self) -> int:
+        """What the wall clock showed when we last looked, and what has passed since."""
+        return time.monotonic_ns() + self._wall_offset_ns
+
+    def _follow_wall_clock(self) -> None:
+        """Packets carry wall clock time: where that is set, flows must not age by the step."""
+        offset_ns = time.time_ns() - time.monotonic_ns()
+        step_ns = offset_ns - self._wall_offset_ns
+        if abs(step_ns) > _CLOCK_WAS_SET_NS:
+            for table in self.tables:
+                table.clock_was_set(step_ns)
+            self.warnings.append(
+                f"the wall clock was set by {step_ns / 1e9:+.0f} s; open flows do not age by it"
+            )
+        self._wall_offset_ns = offset_ns
+
+    def _close_books(self) -> None:
+        for source, table in zip(self.sources, self.tables, strict=True):
+            source.count()
+            self._counters.add_table(table.counters)
+            self._counters.interfaces[source.name] = source.counters
+        counters, queue = self._counters, self._queue
+        counters.queue_dropped = {
+            "early": queue.dropped_early,
+            "ready": queue.dropped_ready,
+            "ended": queue.dropped_ended,
+        }
