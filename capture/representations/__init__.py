@@ -9,12 +9,14 @@ from typing import Any
 from capture.errors import TokenizeError
 from capture.representations.base import Representation, TokenBatch
 from capture.representations.netmamba import NetMambaRepresentation
+from capture.representations.netmamba_plus import NetMambaPlusRepresentation
 from capture.representations.packets import PacketsRepresentation
 
 __all__ = ["REPRESENTATIONS", "Representation", "TokenBatch", "build", "representation_id"]
 
 REPRESENTATIONS: dict[str, Callable[..., Representation]] = {
     "netmamba": NetMambaRepresentation,
+    "netmamba_plus": NetMambaPlusRepresentation,
     "packets": PacketsRepresentation,
 }
 
