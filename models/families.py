@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from capture.errors import UsageError
+from capture.representations.netmamba_plus import n_size_ids
 from models.nets.netmamba_config import NetMambaConfig
+from models.nets.netmamba_plus_config import NetMambaPlusConfig
 from models.nets.packet_mamba_config import PacketMambaConfig
 
 if TYPE_CHECKING:
@@ -76,6 +78,37 @@ def _netmamba_config_for(settings: Mapping[str, Any], **sizes: Any) -> NetMambaC
     return NetMambaConfig(n_bytes=n_bytes, stride=settings["stride"], **sizes)
 
 
+def _netmamba_plus_classifier(config: NetMambaPlusConfig, n_labels: int) -> nn.Module:
+    from models.nets.netmamba_plus import NetMambaPlusClassifier
+
+    return NetMambaPlusClassifier(config, n_labels)
+
+
+def _netmamba_plus_pretrainer(config: NetMambaPlusConfig) -> nn.Module:
+    from models.nets.netmamba_plus import NetMambaPlusPretrainer
+
+    return NetMambaPlusPretrainer(config)
+
+
+def _netmamba_plus_layer_index(name: str, config: NetMambaPlusConfig) -> int:
+    from models.nets.netmamba_plus import layer_index
+
+    return layer_index(name, config)
+
+
+def _netmamba_plus_config_for(settings: Mapping[str, Any], **sizes: Any) -> NetMambaPlusConfig:
+    """What the representation decides from its settings; the rest are the paper's unless given."""
+    return NetMambaPlusConfig(
+        n_bytes=settings["n_packets"] * (settings["header_bytes"] + settings["payload_bytes"]),
+        stride=settings["stride"],
+        n_sequence_packets=settings["n_sequence_packets"],
+        n_size_ids=n_size_ids(settings["signed_sizes"]),
+        # The published transform's times are below 1 already.
+        iat_scale=1.0 if settings["published_transform"] else 32.0,
+        **sizes,
+    )
+
+
 def _packet_mamba_classifier(config: PacketMambaConfig, n_labels: int) -> nn.Module:
     from models.nets.packet_mamba import PacketMambaClassifier
 
@@ -118,6 +151,15 @@ FAMILIES: dict[str, Family] = {
         build_pretrainer=_netmamba_pretrainer,
         layer_index=_netmamba_layer_index,
         config_for=_netmamba_config_for,
+    ),
+    "netmamba-plus": Family(
+        name="netmamba-plus",
+        representation="netmamba_plus",
+        config_type=NetMambaPlusConfig,
+        build_classifier=_netmamba_plus_classifier,
+        build_pretrainer=_netmamba_plus_pretrainer,
+        layer_index=_netmamba_plus_layer_index,
+        config_for=_netmamba_plus_config_for,
     ),
     "packet-mamba": Family(
         name="packet-mamba",

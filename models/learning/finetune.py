@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 Progress = Callable[[dict[str, Any]], None]
 Augment = Callable[[dict[str, NDArray[Any]], np.random.Generator], dict[str, NDArray[Any]]]
 
-_WITHOUT_DECAY = ("pos_embed", "cls_token")
+_WITHOUT_DECAY = ("pos_embed", "cls_token", "size_cls_token", "iat_cls_token", "byte_cls_token")
 _POSITION = ("epoch", "step_in_epoch", "loss_sum", "history", "best_epoch", "finished")
 # May change when a run is resumed: where and how long it runs, not what it computes.
 _FREE = ("patience_epochs", "max_seconds", "threads", "device", "save_every_s", "validation_batch")

@@ -39,23 +39,24 @@ def copy_row(source: F32, target: F32) -> None:
 
 
 @njit(**_BLOCK)
-def embed(flow_bytes: NDArray[np.uint8], weight: F32, positions: F32, x: F32) -> None:
-    """Strides to embeddings, and the class token after them.
+def embed(flow_bytes: NDArray[np.uint8], weight: F32, positions: F32, first: int, x: F32) -> None:
+    """Strides to embeddings, among tokens that are the same for every flow.
 
     Args:
-        flow_bytes: uint8 (F, (L-1) * S).
+        flow_bytes: uint8 (F, n * S), n strides.
         weight: float32 (S, D), with the scaling of the bytes folded in.
-        positions: float32 (L, D), with the bias of the embedding folded in; the last row is the class token.
+        positions: float32 (L, D): what a token is without its bytes; the bias of the embedding folded in.
+        first: token that is the first stride.
         x: float32 (F, L, D), written.
     """
     stride = weight.shape[0]
-    n_strides = x.shape[1] - 1
+    n_strides = flow_bytes.shape[1] // stride
     for b in range(x.shape[0]):
-        for t in range(n_strides + 1):
+        for t in range(x.shape[1]):
             copy_row(positions[t], x[b, t])
         for t in range(n_strides):
             for k in range(stride):
-                add_scaled(x[b, t], float32(flow_bytes[b, t * stride + k]), weight[k])
+                add_scaled(x[b, first + t], float32(flow_bytes[b, t * stride + k]), weight[k])
 
 
 @njit(**_ROW)
@@ -116,7 +117,7 @@ def fused_scan(
     D: F32,
     z: F32,
     z_layout: tuple[int, int],
-    last_only: bool,
+    outputs: NDArray[np.int64],
     y: F32,
     y_layout: tuple[int, int],
     first: int,
@@ -131,12 +132,11 @@ def fused_scan(
         dt_bias: float32 (E,).
         A2: float32 (N, E), A * log2(e), all <= 0.
         D: float32 (E,).
-        z: float32 (anything,), flat: token t of flow b is the row at ``b * z_layout[0] + t * z_layout[1]``. Only the
-            last token's is read with ``last_only``; then t counts as 0.
-        z_layout: elements from flow to flow and from token to token of ``z``.
-        last_only: compute the output of the last token only.
+        z: float32 (anything,), flat: output i of flow b is the row at ``b * z_layout[0] + i * z_layout[1]``.
+        z_layout: elements from flow to flow and from output to output of ``z``.
+        outputs: int64 (I,), rising: the tokens whose outputs are computed.
         y: float32 (anything,), flat, written, addressed as ``z``. May be the memory of ``u``.
-        y_layout: elements from flow to flow and from token to token of ``y``.
+        y_layout: elements from flow to flow and from output to output of ``y``.
         first: first flow.
         last: flow after the last one.
     """
@@ -148,6 +148,7 @@ def fused_scan(
         for n in range(n_states):
             for j in range(width):
                 h[n, j] = 0.0
+        i = 0
         for t in range(n_tokens):
             low_rank = selection[b, t, 0:rank]
             B = selection[b, t, rank : rank + n_states]
@@ -155,14 +156,14 @@ def fused_scan(
             for r in range(0, rank, 4):
                 add_4_scaled(dt, low_rank, dt_weight, r)
             steps_of_token(dt, u[b, t], D, dtu, s)
-            if last_only and t < n_tokens - 1:
+            if i >= outputs.shape[0] or t != outputs[i]:
                 for n in range(0, n_states, 4):
                     advance_4_states_silently(h, A2, dt, dtu, B, n)
                 continue
             C = selection[b, t, rank + n_states : rank + 2 * n_states]
             for n in range(0, n_states, 4):
                 advance_4_states(h, A2, dt, dtu, s, B, C, n)
-            row = 0 if last_only else t
-            z_at = b * z_layout[0] + row * z_layout[1]
-            y_at = b * y_layout[0] + row * y_layout[1]
+            z_at = b * z_layout[0] + i * z_layout[1]
+            y_at = b * y_layout[0] + i * y_layout[1]
             gate(s, z[z_at : z_at + width], y[y_at : y_at + width])
+            i += 1

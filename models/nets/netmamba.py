@@ -74,8 +74,7 @@ class _Encoder(nn.Module):
             ValueError: if dtype or shape is another.
         """
         self.check_input(bytes)
-        scaled = (bytes.to(self.cls_token.dtype) / 255 - 0.5) / 0.5
-        return scaled.view(-1, self.config.n_strides, self.config.stride)
+        return scaled_strides(bytes, self.config.stride, self.cls_token.dtype)
 
     def check_input(self, bytes: Tensor) -> None:
         """Refuse what is not uint8 (F, n_bytes).
@@ -83,11 +82,7 @@ class _Encoder(nn.Module):
         Raises:
             ValueError: if dtype or shape is another.
         """
-        if bytes.dtype != torch.uint8 or bytes.dim() != 2 or bytes.shape[1] != self.config.n_bytes:
-            raise ValueError(
-                f"got {bytes.dtype} of shape {tuple(bytes.shape)}, "
-                f"expected torch.uint8 of shape (flows, {self.config.n_bytes})"
-            )
+        check_bytes(bytes, self.config.n_bytes)
 
     def embedded(self, strides: Tensor) -> Tensor:
         """Embeddings with positions, without the class token: float32 (F, n, S) to (F, n, D)."""
@@ -152,9 +147,9 @@ class NetMambaClassifier(_Encoder):
         """The fast form, where it may run."""
         if self.training or not torch.is_inference_mode_enabled():
             return None
-        from models.nets.netmamba_inference import covers, fast_netmamba
+        from models.nets.netmamba_inference import FastNetMamba, covers, fast_form
 
-        return fast_netmamba(self) if covers(self) else None
+        return fast_form(self, FastNetMamba) if covers(self) else None
 
 
 class NetMambaPretrainer(_Encoder):
@@ -228,9 +223,7 @@ class NetMambaPretrainer(_Encoder):
             float32 (F, n, S).
         """
         x = self.decoder_embed(encoded)
-        hidden = self.mask_token.to(x.dtype).expand(len(x), self.config.n_strides, -1)
-        places = kept[..., None].expand(-1, -1, x.shape[2])
-        x = torch.cat([hidden.scatter(1, places, x[:, :-1]), x[:, -1:]], dim=1)
+        x = with_hidden(x, kept, self.mask_token, self.config.n_strides)
         if self.config.positions:
             x = x + self.decoder_pos_embed
         for block in self.decoder_blocks:
@@ -250,10 +243,47 @@ def random_masking(
     """
     # Drawn where the generator lives, so that a CPU generator gives the same masks on every device.
     source = generator.device if generator is not None else device
-    noise = torch.rand(n_flows, n_strides, generator=generator, device=source).to(device)
+    return masks_from(torch.rand(n_flows, n_strides, generator=generator, device=source).to(device), n_kept)
+
+
+def masks_from(noise: Tensor, n_kept: int) -> tuple[Tensor, Tensor]:
+    """The same for given noise, float32 (F, n): the ``n_kept`` smallest of each row are kept, smallest first."""
     kept = noise.argsort(dim=1)[:, :n_kept]
-    mask = torch.ones(n_flows, n_strides, device=device).scatter_(1, kept, 0.0)
-    return kept, mask
+    return kept, torch.ones_like(noise).scatter_(1, kept, 0.0)
+
+
+def with_hidden(shown: Tensor, kept: Tensor, mask_token: Tensor, n_strides: int) -> Tensor:
+    """Tokens of the decoder in their places.
+
+    Args:
+        shown: float (F, k + 1, W), what the encoder saw, the class token last.
+        kept: int64 (F, k), the place of each.
+        mask_token: (1, 1, W), stands in all other places.
+        n_strides: n.
+
+    Returns:
+        float (F, n + 1, W), the class token last.
+    """
+    hidden = mask_token.to(shown.dtype).expand(len(shown), n_strides, -1)
+    places = kept[..., None].expand(-1, -1, shown.shape[2])
+    return torch.cat([hidden.scatter(1, places, shown[:, :-1]), shown[:, -1:]], dim=1)
+
+
+def check_bytes(bytes: Tensor, n_bytes: int) -> None:
+    """Refuse what is not uint8 (F, n_bytes).
+
+    Raises:
+        ValueError: if dtype or shape is another.
+    """
+    if bytes.dtype != torch.uint8 or bytes.dim() != 2 or bytes.shape[1] != n_bytes:
+        raise ValueError(
+            f"got {bytes.dtype} of shape {tuple(bytes.shape)}, expected torch.uint8 of shape (flows, {n_bytes})"
+        )
+
+
+def scaled_strides(bytes: Tensor, stride: int, dtype: torch.dtype) -> Tensor:
+    """uint8 (F, n_bytes) to ``dtype`` (F, n, S) in [-1, 1]; the padding byte 0 becomes -1."""
+    return ((bytes.to(dtype) / 255 - 0.5) / 0.5).view(len(bytes), -1, stride)
 
 
 def layer_index(name: str, config: NetMambaConfig) -> int:
