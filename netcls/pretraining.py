@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, dict[str, Any]], None]
 
-PUBLISHED_FLOW_PASSES: Final = {"netmamba": 150_000 * 128}
-"""Flows that the published pre-training of a family saw, each as often as it was seen (arXiv 2405.11449)."""
+PUBLISHED_FLOW_PASSES: Final = {"netmamba": 150_000 * 128, "netmamba-plus": 100_000 * 128}
+"""Flows that the published pre-training saw, each as often as it was seen (arXiv 2405.11449; NetMamba+'s script)."""
 
 CURVE_POINTS: Final = 50
 """Most points of the loss curve on a card."""
@@ -321,7 +321,7 @@ def _training_facts(options: PretrainOptions, trained: PretrainResult) -> dict[s
         "processes": trained.processes,
         "samples_per_s": trained.samples_per_s,
         "samples_per_s_per_process": trained.samples_per_s / trained.processes,
-        "loss": trained.history[-1]["loss"] if trained.history else None,
+        **(_losses(trained.history[-1]) if trained.history else {"loss": None}),
         "history": trained.history,
     }
     if options.family in PUBLISHED_FLOW_PASSES:
@@ -330,10 +330,15 @@ def _training_facts(options: PretrainOptions, trained: PretrainResult) -> dict[s
 
 
 def loss_curve(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Step and loss of at most :data:`CURVE_POINTS` entries of a history, evenly spread, the last one among them."""
+    """Step and losses of at most :data:`CURVE_POINTS` entries of a history, evenly spread, the last one among them."""
     n_points = min(len(history), CURVE_POINTS)
     chosen = [(i + 1) * len(history) // n_points - 1 for i in range(n_points)]
-    return [{"step": history[i]["step"], "loss": history[i]["loss"]} for i in chosen]
+    return [{"step": history[i]["step"], **_losses(history[i])} for i in chosen]
+
+
+def _losses(entry: dict[str, Any]) -> dict[str, float]:
+    """The loss of an entry, and its parts (NetMamba+ has three)."""
+    return {name: value for name, value in entry.items() if name == "loss" or name.endswith("_loss")}
 
 
 def _write(

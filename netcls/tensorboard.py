@@ -47,15 +47,16 @@ class EventLog:
         self.close()
 
     def add(self, details: dict[str, Any]) -> None:
-        """One step: its number in ``step``, and :data:`CURVES`."""
+        """One step: its number in ``step``, :data:`CURVES`, and the parts of the loss, if it has any."""
         step = details["step"]
         if self._writer is None:
             # Made with the first step, because only now it is known where a resumed run goes on.
             self._writer = self._make(str(self._folder), purge_step=step if self._resume else None)
         elif step % EVERY_STEPS:
             return
-        for name in CURVES:
-            self._writer.add_scalar(f"train/{name}", details[name], step)
+        for name, value in details.items():
+            if name in CURVES or name.endswith("_loss"):
+                self._writer.add_scalar(f"train/{name}", value, step)
 
     def close(self) -> None:
         """Write what is still in memory."""

@@ -107,8 +107,8 @@ class PretrainResult:
 
     Attributes:
         state: tensor by name of the pre-training network, on the CPU.
-        history: an entry every ``history_every_steps`` and at the end: step, loss (mean since the entry before), lr,
-            elapsed_s.
+        history: an entry every ``history_every_steps`` and at the end: step, loss and its parts, if it has any (means
+            since the entry before), lr, elapsed_s.
         steps: that were made.
         samples_per_s: flows per second of this session, of all processes together.
         flows_per_step: of all processes together.
@@ -146,8 +146,8 @@ def pretrain(
         settings: how, and how long.
         run_dir: where the state of the run is kept. The first process writes, all of them read.
         resume: go on from the state in ``run_dir``; a finished run gives its result again.
-        on_progress: called in the first process after each step with epoch, step, steps (None by time alone), loss, lr,
-            samples_per_s, eta_s.
+        on_progress: called in the first process after each step with epoch, step, steps (None by time alone), loss and
+            its parts, lr, samples_per_s, eta_s.
 
     Raises:
         DataError: without flows, or with fewer than parts of a step.
@@ -181,9 +181,9 @@ def pretrain(
             if resume:
                 run.restore()
             while not run.is_over():
-                loss = run.one_step()
+                losses = run.one_step()
                 if on_progress is not None and place.is_first:
-                    on_progress(run.progress(loss))
+                    on_progress(run.progress(losses))
                 is_interrupted = run.agree(interrupt.requested)
                 if is_interrupted or (learner.save_is_due and not run.is_over()):
                     run.save()
@@ -219,14 +219,16 @@ class _Pretraining:
         self._network = members.share_gradients(learner.model, device)
         self._elapsed_s = 0.0  # of the first process, so that all of them see the same
         self._history: list[dict[str, Any]] = []
-        self._loss_sum = 0.0
+        self._loss_sums: dict[str, float] = {}  # since the last entry; "loss" and its parts, by name
         self._n_losses = 0
         learner.model.train()
 
     def restore(self) -> None:
         position, _ = self._learner.restore(_POSITION)
         self._history = position["history"]
-        self._loss_sum = position["loss_sum"]
+        saved = position["loss_sum"]
+        # A state from before losses had parts holds one number.
+        self._loss_sums = saved if isinstance(saved, dict) else {"loss": saved}
         self._n_losses = position["n_losses"]
         self._team.check_same({"saved step": self._learner.step})
         self.agree(False)
@@ -234,7 +236,7 @@ class _Pretraining:
     def save(self) -> None:
         if self._team.place.is_first:
             self._learner.save(
-                {"history": self._history, "loss_sum": self._loss_sum, "n_losses": self._n_losses}
+                {"history": self._history, "loss_sum": self._loss_sums, "n_losses": self._n_losses}
             )
 
     def agree(self, is_interrupted: bool) -> bool:
@@ -249,31 +251,37 @@ class _Pretraining:
             return True
         return settings.max_seconds is not None and self._elapsed_s >= settings.max_seconds
 
-    def one_step(self) -> float:
-        """One optimiser step; returns the loss, of all processes together."""
+    def one_step(self) -> dict[str, float]:
+        """One optimiser step; returns the loss and its parts by name, of all processes together."""
         settings, learner = self._settings, self._learner
         start_s = time.monotonic()
-        mean = self._add_gradients() / settings.accumulate / self._team.place.size
-        (value,) = self._team.sums(mean)
+        found = self._add_gradients()
+        n_parts = settings.accumulate * self._team.place.size
+        sums = self._team.sums(*(value / n_parts for value in found.values()))
+        losses = dict(zip(found, sums, strict=True))
         progress = run_progress(learner.step + 1, settings.steps, self._elapsed_s, settings.max_seconds)
         peak = settings.base_learning_rate * self._flows_per_step / 256
-        learner.update(value, peak * cosine_with_warmup(progress, settings.warmup_share))
+        learner.update(losses["loss"], peak * cosine_with_warmup(progress, settings.warmup_share))
         learner.clock.count(self._flows_per_step, time.monotonic() - start_s)
-        self._loss_sum += value
+        for name, value in losses.items():
+            self._loss_sums[name] = self._loss_sums.get(name, 0.0) + value
         self._n_losses += 1
         if learner.step % settings.history_every_steps == 0:
             self._close_entry()
-        return value
+        return losses
 
-    def _add_gradients(self) -> float:
-        """Forward and backward over this process's parts of the step; returns the sum of their losses."""
+    def _add_gradients(self) -> dict[str, float]:
+        """Forward and backward over this process's parts of the step; returns the sums of their losses.
+
+        ``loss`` comes first; behind it what the family's network has in ``losses``, if its loss has parts.
+        """
         settings, rank = self._settings, self._team.place.rank
         step = self._learner.step
         rows = step_rows(len(self._tokens), self._flows_per_step, settings.seed, step)
         first = rank * settings.accumulate * self._batch
         generator = self._mask_generator(step, n_before=first)
         dtype = autocast_dtype(settings.precision, self._device)
-        total = 0.0
+        totals = {"loss": 0.0}
         for part in range(settings.accumulate):
             start = first + part * self._batch
             inputs = to_device(self._tokens.take(rows[start : start + self._batch]).arrays, self._device)
@@ -283,8 +291,10 @@ class _Pretraining:
                 with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
                     loss, _, _ = self._network(*inputs, generator=generator)
                 self._learner.add_gradient(loss, 1 / settings.accumulate)
-            total += float(loss.detach())
-        return total
+            parts: dict[str, torch.Tensor] = getattr(self._learner.model, "losses", {})
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
 
     def _mask_generator(self, step: int, n_before: int) -> torch.Generator:
         """Where the masks of this process's flows come from: those of one batch, less the flows of earlier processes.
@@ -304,14 +314,14 @@ class _Pretraining:
         self._history.append(
             {
                 "step": learner.step,
-                "loss": self._loss_sum / self._n_losses,
+                **{name: total / self._n_losses for name, total in self._loss_sums.items()},
                 "lr": learner.learning_rate,
                 "elapsed_s": learner.clock.elapsed_s,
             }
         )
-        self._loss_sum, self._n_losses = 0.0, 0
+        self._loss_sums, self._n_losses = {}, 0
 
-    def progress(self, loss: float) -> dict[str, Any]:
+    def progress(self, losses: dict[str, float]) -> dict[str, Any]:
         settings, learner = self._settings, self._learner
         rate = learner.clock.samples_per_s
         estimates = []
@@ -323,7 +333,7 @@ class _Pretraining:
             "epoch": learner.step * self._flows_per_step // len(self._tokens) + 1,
             "step": learner.step,
             "steps": settings.steps,
-            "loss": loss,
+            **losses,
             "lr": learner.learning_rate,
             "samples_per_s": rate,
             "eta_s": min(estimates, default=0.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from models.families import FAMILIES
 from models.learning.batches import LabelledTokens
 from models.learning.finetune import FinetuneSettings, finetune
 from models.learning.losses import ldam_margins, training_loss
+from models.learning.pretrain import PretrainSettings, pretrain
 from models.nets import netmamba_plus_inference
 from models.nets.netmamba_inference import covers
 from models.nets.netmamba_plus import (
@@ -350,12 +352,13 @@ def test_the_family_builds_what_its_representation_s_settings_say() -> None:
 
 
 def labelled(n_flows: int, seed: int = 0) -> LabelledTokens:
-    """Three classes, the first with two thirds of the flows; the label is the size of the first packet."""
+    """Three classes of unlike number; the label is the size of the first packet, and all times are the same."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(3, n_flows, p=[0.7, 0.2, 0.1]).astype(np.int64)
     names = ("bytes", "sizes", "iats", "sizes_present", "iats_present")
     arrays = dict(zip(names, as_arrays(some_flows(n_flows, TINY, seed)), strict=True))
     arrays["sizes"][:, 0] = 100 + 400 * labels
+    arrays["iats"][arrays["iats_present"]] = 16.0
     return LabelledTokens(TokenBatch(arrays, np.ones(n_flows, np.uint16)), labels, np.arange(n_flows))
 
 
@@ -405,3 +408,41 @@ def test_fine_tuning_learns_a_label_that_only_the_sizes_tell(tmp_path: Path, los
     train, validation = labelled(120), labelled(60, seed=1)
     result = finetune("netmamba-plus", TINY, train, validation, 3, settings, run_dir=tmp_path / loss)
     assert result.history[result.best_epoch - 1]["val_macro_f1"] > 0.9
+
+
+PRETRAINING = PretrainSettings(
+    steps=40, batch=20, base_learning_rate=0.05, history_every_steps=10, threads=1, device="cpu"
+)
+
+
+def test_each_loss_is_reported_and_falls(tmp_path: Path) -> None:
+    seen = []
+    tokens = labelled(60).tokens
+    result = pretrain(
+        "netmamba-plus", TINY, tokens, PRETRAINING, run_dir=tmp_path / "run", on_progress=seen.append
+    )
+    names = ("byte_loss", "size_loss", "iat_loss")
+    assert all(isinstance(details[name], float) for details in seen for name in names)
+    first, last = result.history[0], result.history[-1]
+    assert first["loss"] == pytest.approx(sum(first[name] for name in names), rel=1e-5)
+    mean = np.mean([details["size_loss"] for details in seen[:10]])
+    assert first["size_loss"] == pytest.approx(mean)
+    # The strides are noise; first sizes are one of three, and times are all the same.
+    assert last["size_loss"] < first["size_loss"] - 0.5
+    assert last["iat_loss"] < 0.5 * first["iat_loss"]
+
+
+def test_a_resumed_run_reports_and_learns_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    tokens, settings = labelled(60).tokens, replace(PRETRAINING, steps=15)
+    whole = pretrain("netmamba-plus", TINY, tokens, settings, run_dir=tmp_path / "whole")
+
+    def stop(details: dict[str, object]) -> None:
+        if details["step"] == 13:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain("netmamba-plus", TINY, tokens, settings, run_dir=tmp_path / "run", on_progress=stop)
+    resumed = pretrain("netmamba-plus", TINY, tokens, settings, run_dir=tmp_path / "run", resume=True)
+    assert all(torch.equal(weight, resumed.state[name]) for name, weight in whole.state.items())
+    for entry, again in zip(whole.history, resumed.history, strict=True):
+        assert entry | {"elapsed_s": 0.0} == again | {"elapsed_s": 0.0}

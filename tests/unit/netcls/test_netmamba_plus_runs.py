@@ -50,7 +50,15 @@ def test_a_backbone_becomes_a_classifier_that_tells_times_below_a_millisecond_ap
         main(["pretrain", str(data), "--out", backbone, "--steps", "4", "--batch", "8", *family, *common])
         == 0
     )
-    capfd.readouterr()
+    pretraining = json.loads(capfd.readouterr().out)["training"]
+    (entry,) = pretraining["history"]
+    parts = [entry[name] for name in ("byte_loss", "size_loss", "iat_loss")]
+    assert entry["loss"] == pytest.approx(sum(parts), rel=1e-5)
+    assert entry["size_loss"] > 5.0, "3003 numbers, hardly trained"
+    assert [pretraining[f"{name}_loss"] for name in ("byte", "size", "iat")] == parts
+    card = load_checkpoint(backbone).card
+    names = {"step", "loss", "byte_loss", "size_loss", "iat_loss"}
+    assert [set(point) for point in card["loss_curve"]] == [names]
     tuning = [
         "--epochs",
         "12",
