@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -291,7 +292,7 @@ class _Telling:
 
     def on_progress(self, stage: str, details: dict[str, Any]) -> None:
         text = " · ".join(
-            [stage, *(f"{name} {_short(value)}" for name, value in details.items() if value is not None)]
+            [stage, *(_told(name, value) for name, value in details.items() if value is not None)]
         )
         self._line.show(text)
         milestone = f"{stage} {details.get('epoch', '')}"
@@ -301,8 +302,13 @@ class _Telling:
             note(text)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _told(name: str, value: Any) -> str:
+    """One detail of a stage; how fast and how long still are the ones that people wait for, so they have units."""
+    if name == "samples_per_s":
+        return f"{value:.0f} flows/s"
+    if name == "eta_s":
+        return f"{timedelta(seconds=round(value))} left"
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _finish(options: dict[str, Any], result: dict[str, Any], lines: list[str]) -> None:

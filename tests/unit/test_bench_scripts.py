@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import sys
 from pathlib import Path
@@ -93,3 +94,48 @@ def test_work_that_the_start_up_hides_gives_no_rate_and_no_ratio(monkeypatch: py
         "too short to tell",
         "5.0 x (5.0..5.0)",
     ]
+
+
+def test_the_table_of_ablations_has_a_row_per_variant_and_the_baselines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ablations = script("ablations", monkeypatch)
+
+    def run(variant: str, seed: int, score: float) -> dict[str, Any]:
+        numbers = {"macro_f1": score, "macro_f1_low": score - 0.1, "macro_f1_high": score + 0.1}
+        model = {"name": "model", "accuracy": 0.5, **numbers}
+        others = [
+            {**model, "name": "sizes"},
+            {"name": "lightgbm", "accuracy": None, **dict.fromkeys(numbers)},
+        ]
+        return {"variant": variant, "seed": seed, "rows": [model, *(others if variant == "full" else [])]}
+
+    results = [run("full", 0, 0.6), run("full", 1, 0.7), run("no header", 0, 0.3)]
+    assert ablations.markdown(results).splitlines()[2:] == [
+        "| full | 0.650 | 0.600, 0.700 | 0.550 .. 0.750 | 0.500 |",
+        "| no header | 0.300 | 0.300 | 0.200 .. 0.400 | 0.500 |",
+        "| sizes | 0.650 | 0.600, 0.700 | 0.550 .. 0.750 | 0.500 |",
+    ]
+
+
+def test_a_task_is_made_of_the_classes_with_the_most_groups(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ablations = script("ablations", monkeypatch)
+    table = tmp_path / "flows.csv"
+    rows = ["web,a", "web,b", "web,b", "dns,a", "dns,c", "ntp,a", "background,x", "background,y"]
+    table.write_text("path,label,client\n" + "".join(f"{i}.pcap,{row}\n" for i, row in enumerate(rows)))
+    given = argparse.Namespace(data=str(table), work=str(tmp_path), group="client", classes=2)
+    lines = ablations.small_table(given).read_text().splitlines()
+    assert [line.split(",")[1] for line in lines] == ["label", "web", "web", "web", "dns", "dns"]
+    assert lines[1].split(",")[0] == str(tmp_path / "0.pcap")
+
+
+def test_the_bench_of_netmamba_times_networks_that_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    speed = script("netmamba_speed", monkeypatch)
+    calls: list[str] = []
+    works = {name: (lambda name=name: calls.append(name), 2) for name in "ab"}
+    seconds = speed.in_turn(works, rounds=2)
+    assert calls == ["a", "b", *["a", "a", "b", "b"] * 2]
+    assert [len(rounds) for rounds in seconds.values()] == [2, 2]
+    assert speed.ratio({"x": [1.0, 2.0, 1.0], "y": [3.0, 10.0, 4.0]}, "x", "y") == "4.00 (3.00..5.00)"

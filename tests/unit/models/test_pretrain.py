@@ -172,6 +172,15 @@ def test_bf16_learns_nearly_what_fp32_learns_and_keeps_its_weights_in_float32(tm
     assert {t.dtype for t in bf16.state.values()} == {torch.float32}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_bf16_learns_nearly_what_fp32_learns_on_a_gpu(tmp_path: Path) -> None:
+    fp32 = run_netmamba(tmp_path / "fp32", device="cuda")
+    bf16 = run_netmamba(tmp_path / "bf16", device="cuda", precision="bf16")
+    assert losses(bf16) == pytest.approx(losses(fp32), rel=0.02)
+    assert fp32.device == "cuda"
+
+
 def test_bf16_is_refused_where_it_would_be_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.precision.cpu_multiplies_bf16", lambda: False)
     with pytest.raises(UsageError, match=r"got bf16, but this cpu device has no bf16 products .* use fp32"):

@@ -42,7 +42,8 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             raise DataError("empty: no flow has a label")
         on_progress("read", {"done": 1, "total": 2})
         for step in range(3):
-            on_progress("train", {"epoch": 1, "step": step, "loss": 0.51234567, "val_macro_f1": None})
+            details = {"epoch": 1, "step": step, "loss": 0.51234567, "samples_per_s": 149.4, "eta_s": 3725.2}
+            on_progress("train", {**details, "val_macro_f1": None})
         return FINETUNED
 
     def pretrain(options: PretrainOptions, on_progress: Any) -> dict[str, Any]:
@@ -160,7 +161,10 @@ def test_json_is_the_whole_report(given: list[Any], capfd: Capfd) -> None:
 def test_verbose_tells_each_stage_once_without_a_terminal(given: list[Any], capfd: Capfd) -> None:
     assert main(["finetune", "labelled", "--out", "my-model", "-v"]) == 0
     told = capfd.readouterr().err.splitlines()
-    assert told[:2] == ["read · done 1 · total 2", "train · epoch 1 · step 0 · loss 0.5123"]
+    assert told[:2] == [
+        "read · done 1 · total 2",
+        "train · epoch 1 · step 0 · loss 0.5123 · 149 flows/s · 1:02:05 left",
+    ]
     assert len(told) == 3
 
 

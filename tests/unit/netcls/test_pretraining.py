@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capture.errors import UsageError
+from capture.errors import DataError, UsageError
 from models.checkpoint import load_checkpoint
 from netcls.pretraining import PretrainOptions, loss_curve, run_pretrain
 from netcls.tensorboard import EventLog
@@ -158,6 +158,19 @@ def test_a_run_killed_while_it_wrote_its_checkpoint_writes_it_again(
     assert report["checkpoint"] == load_checkpoint(out).digest
     assert len((out / "corpus.sha256").read_text().splitlines()) == 2
     assert not out.with_name("backbone.run").exists()
+
+
+def test_captures_without_a_flow_are_a_clear_error(
+    options: PretrainOptions, captures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    write_pcap(tmp_path / "empty" / "a.pcap", [])
+    with pytest.raises(DataError, match="no flow to learn from in 1 captures; give captures with IP traffic"):
+        run_pretrain(replace(options, data=(str(tmp_path / "empty"),)))
+    with pytest.raises(DataError, match="no flow to learn from in 2 captures"):
+        run_pretrain(replace(options, min_packets=1000))
+    assert not Path(options.out).exists()
+    assert not Path(options.out).with_name("backbone.run").exists()
 
 
 @pytest.mark.slow
