@@ -236,6 +236,7 @@ def run_finetune(options: FinetuneOptions, on_progress: Progress | None = None) 
         *prepared.split.warnings,
         *([overlap] if overlap else []),
         *(shots.sentences() if shots else []),
+        *filter(None, [result.report["calibration"]["comment"]]),
     ]
     result.report["warnings"] = [*prepared.report.warnings, *limits]
     return _write(options, model, prepared, checkpoint, result, limits, run_dir, trained.adapter)

@@ -63,6 +63,7 @@ class Prepared:
             "group_columns": list(flows.group_columns),
             "group_rule": options.rule,
             "parts": parts,
+            "calibration_unseen": split.calibration_unseen,
             "left_out_by_group_rule": split.n_left_out,
             "untested_classes": list(split.untested),
             "classes_where_only_the_combination_is_unseen": list(split.fallback),

@@ -38,6 +38,10 @@ _MEANING: Final = {
 }
 # Tried units a step: enough to come near the targets, few enough that seeds give different splits.
 _CANDIDATES: Final = 8
+# Calibration takes whole groups or hosts only from classes that keep so many to train on, and only where so large a
+# share of the classes can give any. Fewer would bend a temperature towards the few.
+_KEPT_TO_TRAIN: Final = 2
+_CLASSES_THAT_GIVE: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,8 @@ class Split:
         description: one sentence for the card.
         untested: classes that are not in the test part (too few units); they are trained all the same.
         fallback: classes that rule ``each`` could not be applied to.
+        calibration_unseen: the calibration flows are of groups (or hosts) that were not trained on, as the test flows
+            are; always so where the unit is a capture.
         n_left_out: flows left out by rule ``each``.
         duplicate_of: int8 (N,), the part that a flow was removed from because an earlier part holds the same model
             input; -1 for all others.
@@ -138,6 +144,7 @@ class Split:
     description: str
     untested: tuple[str, ...] = ()
     fallback: tuple[str, ...] = ()
+    calibration_unseen: bool = True
     n_left_out: int = 0
     duplicate_of: NDArray[np.int8] | None = None
     n_duplicates: dict[str, int] = field(default_factory=dict)
@@ -151,8 +158,9 @@ class Split:
 def make_split(flows: SplitInput, options: SplitOptions) -> Split:
     """Divide flows into train, validation, calibration and test.
 
-    Validation and calibration parts are whole captures of the training side, also for ``group`` and ``host``:
-    few classes have units enough to hold out three times.
+    With ``group`` and ``host`` the calibration part is whole units too, of classes that have enough of them, or a model
+    would be called sure of programs that it never saw because it is sure of those it knows. The validation part is
+    whole captures of the training side: few classes have units enough to hold out three times.
 
     Raises:
         DataError: fewer than two classes can be tested, or a part would be empty.
@@ -174,12 +182,14 @@ def make_split(flows: SplitInput, options: SplitOptions) -> Split:
     if options.kind == "group" and options.rule == "each":
         fallback = _leave_out_relatives(flows, part)
     n_left_out = int(np.count_nonzero(part == LEFT_OUT))
+    unseen = options.kind in ("group", "host") and _calibrate_on_units(flows, options, units, part, rng)
     warnings = _split_training(flows, options, part, rng)
     split = Split(
         part,
         options,
-        _describe(flows, options),
+        _describe(flows, options, unseen),
         fallback=fallback,
+        calibration_unseen=unseen or options.kind not in ("group", "host", "flow"),
         n_left_out=n_left_out,
         warnings=warnings,
     )
@@ -187,8 +197,15 @@ def make_split(flows: SplitInput, options: SplitOptions) -> Split:
     return split
 
 
-def choose_units(counts: NDArray[np.int64], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Units whose flows come near ``share`` of each class, never all units of a class that has two or more.
+def choose_units(
+    counts: NDArray[np.int64],
+    share: float,
+    rng: np.random.Generator,
+    *,
+    keep: int = 1,
+    from_every_class: bool = True,
+) -> NDArray[np.bool_]:
+    """Units whose flows come near ``share`` of each class, never one of the last ``keep`` units of a class.
 
     Greedy: the class furthest from its share takes one of its units, tried among a few at random, as long as the
     sum of squared distances over all classes falls or the class has none yet.
@@ -197,6 +214,8 @@ def choose_units(counts: NDArray[np.int64], share: float, rng: np.random.Generat
         counts: int64 (G, C), flows of each class in each unit.
         share: wanted, 0 to 1.
         rng: decides among units.
+        keep: units of each class that are not chosen, at least 1.
+        from_every_class: a class that can give a unit gives one, even if it is far more than its share.
 
     Returns:
         bool (G,), True where chosen.
@@ -207,12 +226,12 @@ def choose_units(counts: NDArray[np.int64], share: float, rng: np.random.Generat
     weight = counts / total  # (G, C), what a unit adds to each class's share
     left = (counts > 0).sum(axis=0)  # units of each class that still train
     share_now = np.zeros(n_classes)
-    open_classes = left >= 2
+    open_classes = left > keep
     while open_classes.any():
         lacking = np.where(open_classes, share - share_now, -np.inf)
         neediest = int(np.argmax(lacking + rng.uniform(0, 1e-9, n_classes)))
         # Taking a unit must leave each of its classes something to train on.
-        may = ~chosen & (counts[:, neediest] > 0) & ~((counts > 0) & (left <= 1)).any(axis=1)
+        may = ~chosen & (counts[:, neediest] > 0) & ~((counts > 0) & (left <= keep)).any(axis=1)
         candidates = np.flatnonzero(may)
         if not len(candidates):
             open_classes[neediest] = False
@@ -221,7 +240,7 @@ def choose_units(counts: NDArray[np.int64], share: float, rng: np.random.Generat
         cost = ((share_now + weight[tried] - share) ** 2)[:, open_classes].sum(axis=1)
         best = int(np.argmin(cost))
         cost_now = ((share_now - share) ** 2)[open_classes].sum()
-        if cost[best] >= cost_now and share_now[neediest] > 0:
+        if cost[best] >= cost_now and (share_now[neediest] > 0 or not from_every_class):
             open_classes[neediest] = False
             continue
         unit = int(tried[best])
@@ -306,10 +325,31 @@ def _leave_out_relatives(flows: SplitInput, part: NDArray[np.int8]) -> tuple[str
     return tuple(fallback)
 
 
+def _calibrate_on_units(
+    flows: SplitInput,
+    options: SplitOptions,
+    units: NDArray[np.int64],
+    part: NDArray[np.int8],
+    rng: np.random.Generator,
+) -> bool:
+    """Take whole units for calibration, if enough classes can give some; False: nothing was done."""
+    train = np.flatnonzero(part == TRAIN)
+    labels = flows.labels[train]
+    numbers = np.unique(units[train], return_inverse=True)[1].astype(np.int64)
+    counts = _unit_class_counts(numbers, labels, len(flows.label_names))
+    wanted = options.calibration / (1 - options.test)
+    chosen = choose_units(counts, wanted, rng, keep=_KEPT_TO_TRAIN, from_every_class=False)[numbers]
+    n_given, n_trained = len(np.unique(labels[chosen])), len(np.unique(labels))
+    if n_given < max(2, _CLASSES_THAT_GIVE * n_trained):
+        return False
+    part[train[chosen]] = CALIBRATION
+    return True
+
+
 def _split_training(
     flows: SplitInput, options: SplitOptions, part: NDArray[np.int8], rng: np.random.Generator
 ) -> list[str]:
-    """Take validation and calibration out of the training part, by capture (or by flow where the split is).
+    """Take validation, and calibration if it is still empty, out of the training part: captures, or single flows.
 
     Where captures are so few that less than half of the classes would be there, single flows are taken instead.
 
@@ -318,6 +358,8 @@ def _split_training(
     """
     warnings = []
     for side, share in ((CALIBRATION, options.calibration), (VALIDATION, options.validation)):
+        if (part == side).any():
+            continue
         train = np.flatnonzero(part == TRAIN)
         labels = flows.labels[train]
         wanted = share / (1 - options.test - (options.calibration if side == VALIDATION else 0))
@@ -349,14 +391,17 @@ def _choose_flows(labels: NDArray[np.int64], share: float, rng: np.random.Genera
     return chosen
 
 
-def _describe(flows: SplitInput, options: SplitOptions) -> str:
+def _describe(flows: SplitInput, options: SplitOptions, calibration_unseen: bool) -> str:
     text = _MEANING[options.kind].format(columns=", ".join(flows.group_columns))
     if options.leave_out:
         text += f"; tested on {len(options.leave_out)} groups named in advance"
     if options.kind == "group" and options.rule == "each":
         text += "; within a class no value of these columns is on both sides"
     if options.kind in ("group", "host"):
-        text += "; validation and calibration are whole captures of the training side"
+        unit = f"{options.kind}s"
+        calibration = f"calibration is whole {unit} that were not trained on" if calibration_unseen else ""
+        known = "validation is" if calibration_unseen else "validation and calibration are"
+        text += "; ".join(filter(None, ["", calibration, f"{known} whole captures of the training side"]))
     return f"{text} (seed {options.seed})"
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from netcls.datasets.prepare import Prepared
 from netcls.datasets.splits import CALIBRATION, TEST, TRAIN, VALIDATION
 from netcls.evaluation.baselines import BaselineAnswer, BaselineInput, majority_baseline, run_baselines
+from netcls.evaluation.calibration_report import calibration_facts
 from netcls.evaluation.metrics import confusion_matrix, score
 from netcls.evaluation.report import Comparison, compare
 
@@ -111,7 +112,17 @@ def measure(
         },
         "baselines": comparison.rows,
         "difference_to_best_baseline": list(comparison.difference),
-        "calibration": _calibration_facts(test_logits, truth, temperature, threshold, len(held)),
+        "calibration": calibration_facts(
+            test_logits,
+            truth,
+            held_logits,
+            flows.labels[held],
+            temperature,
+            threshold,
+            units=_units_of(prepared),
+            unseen=split.calibration_unseen,
+            seed=options.seed,
+        ),
         "confusion_matrix": confusion_matrix(truth, predicted, len(flows.label_names)).tolist(),
     }
     return Measured(Calibration(temperature, threshold), comparison, report)
@@ -125,6 +136,11 @@ def bootstrap_units(prepared: Prepared, rows: NDArray[np.intp]) -> NDArray[np.in
     flows = prepared.flows
     by_kind = {"group": flows.group, "host": flows.host}
     return by_kind.get(prepared.split.options.kind, flows.capture)[rows]
+
+
+def _units_of(prepared: Prepared) -> str:
+    """What test flows do not share with training flows, plural."""
+    return {"group": "groups", "host": "hosts"}.get(prepared.split.options.kind, "captures")
 
 
 def _baselines(
@@ -152,34 +168,6 @@ def _baselines(
         threads=options.threads or 2,
         on_progress=lambda name: on_progress("baselines", {"name": name}),
     )
-
-
-def _calibration_facts(
-    logits: NDArray[np.float32],
-    truth: NDArray[np.int64],
-    temperature: float,
-    threshold: float | None,
-    n_flows: int,
-) -> dict[str, Any]:
-    """Calibration error of the test flows before and after the temperature."""
-    from models.learning.calibration import brier, ece, nll, softmax
-
-    facts: dict[str, Any] = {
-        "temperature": temperature,
-        "unknown_threshold": threshold,
-        "fitted_on_flows": n_flows,
-    }
-    for name, at in (("before", 1.0), ("after", temperature)):
-        probabilities = softmax(logits, at)
-        facts |= {
-            f"ece_{name}": ece(probabilities, truth),
-            f"nll_{name}": nll(probabilities, truth),
-            f"brier_{name}": brier(probabilities, truth),
-        }
-    if threshold is not None:
-        unknown = 1 - softmax(logits, temperature).max(axis=1) > threshold
-        facts["test_flows_called_unknown"] = float(np.mean(unknown))
-    return facts
 
 
 def _seen(checkpoint: Checkpoint) -> str:

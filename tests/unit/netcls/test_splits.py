@@ -128,6 +128,45 @@ def test_a_group_that_holds_a_classes_only_training_flows_is_never_tested():
             assert np.any(split.part[flows.labels == label] == TRAIN)
 
 
+def grouped(n_groups_of_class: dict[str, int]) -> SplitInput:
+    """Classes of so many groups each; a group has three captures of four flows."""
+    classes, group = {}, 0
+    for name, n_groups in n_groups_of_class.items():
+        classes[name] = [[group + number] * 4 for number in range(n_groups) for _ in range(3)]
+        group += n_groups
+    return flows_of(classes)
+
+
+def test_calibration_is_on_groups_that_were_not_trained_on_where_classes_have_enough_of_them():
+    flows = grouped({"a": 12, "b": 12, "c": 12, "few": 3})
+    for seed in range(5):
+        split = make_split(flows, SplitOptions("group", seed=seed))
+        assert split.calibration_unseen
+        of = {part: set(flows.group[split.part == part]) for part in (TRAIN, VALIDATION, CALIBRATION, TEST)}
+        assert of[CALIBRATION]
+        assert not of[CALIBRATION] & (of[TRAIN] | of[VALIDATION] | of[TEST])
+        assert 3 not in flows.labels[split.part == CALIBRATION]  # one of three would be too much to give
+        share = np.mean(split.part[flows.labels < 3] == CALIBRATION)
+        assert 0.04 < share < 0.2
+        assert "calibration is whole groups that were not trained on" in split.description
+
+
+def test_with_few_groups_calibration_is_on_captures_of_known_groups_and_the_split_says_so():
+    flows = grouped({"a": 3, "b": 3, "c": 3, "d": 3})
+    split = make_split(flows, SplitOptions("group"))
+    assert not split.calibration_unseen
+    known = set(flows.group[split.part == TRAIN])
+    assert set(flows.group[split.part == CALIBRATION]) <= known
+    assert "validation and calibration are whole captures of the training side" in split.description
+
+
+def test_which_flows_are_tested_does_not_depend_on_how_calibration_is_chosen():
+    flows = grouped({"a": 12, "b": 12, "few": 3})
+    first = make_split(flows, SplitOptions("group", seed=4, calibration=0.1))
+    other = make_split(flows, SplitOptions("group", seed=4, calibration=0.2))
+    assert np.array_equal(first.part == TEST, other.part == TEST)
+
+
 def test_named_groups_are_the_test_part_and_nothing_else_is():
     flows = many()
     wanted = (flows.group_names[0], flows.group_names[20])
