@@ -57,3 +57,15 @@ def format_address(address: bytes | NDArray[np.uint8], ip_version: int) -> str:
     if ip_version == 4:
         return f"{raw[12]}.{raw[13]}.{raw[14]}.{raw[15]}"
     return ipaddress.IPv6Address(raw).compressed
+
+
+def parse_address(text: str) -> bytes:
+    """An address as records hold it: 16 bytes in network order; IPv4 as ::ffff:a.b.c.d.
+
+    Raises:
+        ValueError: for text that is no IPv4 or IPv6 address.
+    """
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv4Address):
+        return b"\0" * 10 + b"\xff\xff" + address.packed
+    return address.packed

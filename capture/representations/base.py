@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capture.flow_batch import FlowBatch, KeepSpec
+from capture.representations.places import TokenPlaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +52,9 @@ class Representation(Protocol):
 
     def tokenize(self, flows: FlowBatch) -> TokenBatch:
         """Tokens of *ready* flows. A flow's row depends on that flow alone."""
+
+    def token_places(self, flows: FlowBatch) -> dict[str, TokenPlaces]:
+        """Which packet and field each element of :meth:`tokenize`'s arrays comes from; for explanations.
+
+        An array that is left out (a mask, for example) is never changed by an explanation.
+        """

@@ -25,6 +25,7 @@ from capture.errors import TokenizeError
 from capture.field_policy import FieldPolicy
 from capture.flow_batch import FlowBatch, KeepSpec
 from capture.representations.base import TokenBatch
+from capture.representations.places import TokenPlaces, byte_places
 
 
 class NetMambaRepresentation:
@@ -128,3 +129,8 @@ class NetMambaRepresentation:
         )
         used = np.minimum(flows.records["n_kept"], self.n_packets).astype(np.uint16)
         return TokenBatch({"bytes": out}, used)
+
+    def token_places(self, flows: FlowBatch) -> dict[str, TokenPlaces]:
+        """Packet and header field of each byte."""
+        hidden = self.field_policy.hidden
+        return {"bytes": byte_places(flows, self.n_packets, self.header_bytes, self.payload_bytes, hidden)}

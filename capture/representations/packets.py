@@ -21,6 +21,7 @@ from capture.errors import TokenizeError
 from capture.field_policy import FieldPolicy
 from capture.flow_batch import FlowBatch, KeepSpec
 from capture.representations.base import TokenBatch
+from capture.representations.places import TokenPlaces, column_places
 
 NUMBERS: Final = ("ip_len", "payload_len", "gap_us", "gap_same_us", "tcp_window")
 FLAGS: Final = (
@@ -34,6 +35,20 @@ FLAGS: Final = (
     "ttl_class",
     "port_class",
     "n_shown",
+)
+# What each column of NUMBERS and FLAGS is called in an explanation.
+_NUMBER_FIELDS: Final = ("ip_len", "payload_len", "iat", "iat", "tcp_window")
+_FLAG_FIELDS: Final = (
+    "direction",
+    "protocol",
+    "tcp_flags",
+    "tos",
+    "tcp_options",
+    "tcp_order",
+    "icmp_type",
+    "ttl",
+    "ports",
+    "payload",
 )
 HEADER_BYTES: Final = 80  # IPv6 and TCP with all its options
 
@@ -146,3 +161,12 @@ class PacketsRepresentation:
         )
         used = np.minimum(flows.records["n_kept"], self.n_packets).astype(np.uint16)
         return TokenBatch({"numbers": numbers, "flags": flags, "payload": payload}, used)
+
+    def token_places(self, flows: FlowBatch) -> dict[str, TokenPlaces]:
+        """Packet and field of each number, flag and payload byte."""
+        fields = {
+            "numbers": _NUMBER_FIELDS,
+            "flags": _FLAG_FIELDS,
+            "payload": ("payload",) * self.payload_bytes,
+        }
+        return {name: column_places(flows, self.n_packets, names) for name, names in fields.items()}

@@ -32,6 +32,7 @@ _COMMANDS = {
     "flows": "netcls.cli.classify:flows",
     "sniff": "netcls.cli.sniff:sniff",
     "tokens": "netcls.cli.tokens:tokens",
+    "explain": "netcls.cli.explain:explain",
     "models": "netcls.cli.models:models",
     "finetune": "netcls.cli.train:finetune",
     "pretrain": "netcls.cli.train:pretrain",

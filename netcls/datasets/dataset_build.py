@@ -395,6 +395,7 @@ def _split_facts(
         "description": split.description,
         "untested": list(split.untested),
         "fallback": list(split.fallback),
+        "calibration_unseen": split.calibration_unseen,
         "n_left_out": split.n_left_out,
         "warnings": split.warnings,
         "flows": {name: int(np.count_nonzero(part == number)) for number, name in enumerate(PARTS)},

@@ -216,6 +216,7 @@ def stored_split(source: DataSource, flows: LabelledFlows) -> Split:
             options,
             str(facts["description"]),
             fallback=tuple(facts["fallback"]),
+            calibration_unseen=bool(facts["calibration_unseen"]),
             n_left_out=int(facts["n_left_out"]),
             warnings=[*facts["warnings"]],
         )

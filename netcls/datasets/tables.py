@@ -6,7 +6,6 @@ A table is streamed: one row at a time for CSV, one record batch at a time for P
 from __future__ import annotations
 
 import csv
-import ipaddress
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from capture.errors import DataError
+from capture.flow_key import parse_address
 
 # IANA protocol numbers by the names that flow tables use.
 PROTOCOLS: Final[Mapping[str, int]] = {
@@ -36,6 +36,8 @@ PROTOCOLS: Final[Mapping[str, int]] = {
     "sctp": 132,
     "udplite": 136,
 }
+_parse_address = lru_cache(maxsize=65536)(parse_address)
+
 PARQUET_SUFFIXES: Final = (".parquet", ".pq")
 
 
@@ -66,7 +68,7 @@ class Row:
         """An IP address as 16 bytes in network order; IPv4 as ::ffff:a.b.c.d."""
         text = self.text(column)
         try:
-            return _address_bytes(text)
+            return _parse_address(text)
         except ValueError:
             raise DataError(f"{self.where}: {column} is {text!r}; expected an IPv4 or IPv6 address") from None
 
@@ -94,14 +96,6 @@ class Row:
         if not 0 <= seconds < 2**33:
             raise DataError(f"{self.where}: {column} is {text!r}; expected seconds since the Unix epoch")
         return seconds
-
-
-@lru_cache(maxsize=65536)
-def _address_bytes(text: str) -> bytes:
-    address = ipaddress.ip_address(text)
-    if isinstance(address, ipaddress.IPv4Address):
-        return b"\0" * 10 + b"\xff\xff" + address.packed
-    return address.packed
 
 
 @dataclass(frozen=True, slots=True)
