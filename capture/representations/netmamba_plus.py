@@ -30,6 +30,7 @@ from capture.errors import TokenizeError
 from capture.flow_batch import FlowBatch, KeepSpec
 from capture.representations.base import TokenBatch
 from capture.representations.netmamba import NetMambaRepresentation
+from capture.representations.places import TokenPlaces, column_places
 
 MAX_SIZE: Final = 1500
 """Largest packet size that has a number of its own, bytes."""
@@ -149,6 +150,12 @@ class NetMambaPlusRepresentation:
         used = np.minimum(n_kept, max(self._bytes.n_packets, n)).astype(np.uint16)
         return TokenBatch(arrays, used)
 
+    def token_places(self, flows: FlowBatch) -> dict[str, TokenPlaces]:
+        """Packet and field of each byte, size and time; a size or time takes with it that there is one."""
+        sizes, iats = (_of_sequence(flows, self.n_sequence_packets, name) for name in ("size", "iat"))
+        of_bytes = self._bytes.token_places(flows)
+        return of_bytes | {"sizes": sizes, "sizes_present": sizes, "iats": iats, "iats_present": iats}
+
     def _numbers(self, size: NDArray[Any], direction: NDArray[Any]) -> NDArray[np.int64]:
         """Numbers of sizes in bytes; ``direction`` 1 is to the client."""
         capped: NDArray[np.int64] = np.minimum(size, MAX_SIZE).astype(np.int64)
@@ -164,6 +171,12 @@ class NetMambaPlusRepresentation:
         """Of the frame; the padding's number is cut down to the largest legal one, as the published code does."""
         numbers = self._numbers(packets["wire_len"], packets["direction"])
         return np.where(present, numbers, n_size_ids(self.signed_sizes) - 3).astype(np.int16)
+
+
+def _of_sequence(flows: FlowBatch, n_packets: int, field: str) -> TokenPlaces:
+    """Places of an array (F, n) with one element a packet."""
+    places = column_places(flows, n_packets, [field])
+    return TokenPlaces(places.packet[:, :, 0], places.field[:, :, 0])
 
 
 def _gaps_ns(packets: NDArray[Any]) -> NDArray[np.uint64]:
