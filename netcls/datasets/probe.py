@@ -21,7 +21,7 @@ from capture.errors import DataError
 from capture.flow_batch import FlowBatch
 from capture.representations import build
 from netcls.datasets.build import BuildOptions, LabelledFlows, build_flows, token_hashes
-from netcls.datasets.probe_fields import FieldColumns, field_columns, usable_columns
+from netcls.datasets.probe_fields import FieldColumns, field_columns, host_column, usable_columns
 from netcls.datasets.probe_scores import cross_validated, folds_by_unit, least_above_chance
 from netcls.datasets.probe_verdict import Findings, Leak, verdict_of
 from netcls.datasets.sources import DataOptions, read_source
@@ -91,7 +91,7 @@ def run_probe(
     flows, report = build_flows(source, raw, build_options, on_progress=on_progress)
     if len(np.unique(flows.labels)) < 2:
         raise DataError(f"{data}: flows of one class only; expected at least two to tell apart")
-    findings = _findings(flows, options)
+    findings = _findings(flows, options, has_hosts=any(capture.host for capture in source.captures))
     return {
         "data": str(data),
         "verdict": verdict_of(findings),
@@ -107,8 +107,8 @@ def run_probe(
     }
 
 
-def _findings(flows: LabelledFlows, options: ProbeOptions) -> Findings:
-    """Scores of every field, on the classes that have two units or more."""
+def _findings(flows: LabelledFlows, options: ProbeOptions, *, has_hosts: bool) -> Findings:
+    """Scores of every field, on the classes that have two units or more; ``has_hosts``: the table names them."""
     units = {"capture": flows.capture, "group": flows.group, "host": flows.host}[options.split]
     rows, has_two = _comparable(flows.labels, units, options.seed)
     labels, kept_units = flows.labels[rows], units[rows]
@@ -126,6 +126,8 @@ def _findings(flows: LabelledFlows, options: ProbeOptions) -> Findings:
     records, packets = flows.records[rows], flows.packets[rows]
     data = _bytes_of(flows, rows)
     fields = field_columns(records, packets, data, _HEADER_BYTES)
+    if has_hosts and options.split != "host":
+        fields.insert(0, host_column(flows.host[rows]))
     scores = [scored(field.columns) for field in fields]
     all_behaviour = scored(usable_columns(records, packets))
     least = least_above_chance(n_classes, n_units)
@@ -185,10 +187,13 @@ def _leaks(
         best = max([behaviour.random, *(score.random for score in scores)])
         why = f"each class is one {split}: class and {split} cannot be told apart"
         return [Leak(split, best, "flow", chance, why)]
+    clock = next(score for field, score in zip(fields, scores, strict=True) if field.name == "clock")
+    # Where the clock itself parts the classes, they were recorded one after the other, and the hour says no more.
+    harmless = {"clock"} | ({"time_of_day"} if clock.honest >= least else set())
     leaks = [
         Leak(field.name, score.honest, split, chance, f"tells the label in a {split} never seen")
         for field, score in zip(fields, scores, strict=True)
-        if field.kind == "identity" and field.name != "clock" and score.honest >= least
+        if field.kind == "identity" and field.name not in harmless and score.honest >= least
     ]
     leaks.sort(key=lambda leak: -leak.score)
     wide = [

@@ -22,6 +22,7 @@ PAYLOAD_COLUMNS: Final = 48  # first payload bytes of each packet with kept byte
 
 _TIMESTAMPS_OPTION: Final = 8  # RFC 7323, 3.2
 _TCP: Final = 6
+_DAY_NS: Final = 86_400_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ def field_columns(
         FieldColumns("tcp_timestamps", "identity", _tcp_timestamps(records, packets, headers), True),
         # Seconds since the earliest flow: float32 could not hold seconds since the epoch.
         FieldColumns("clock", "identity", _column(first_s - first_s.min(initial=np.inf)), True),
+        FieldColumns("time_of_day", "identity", _time_of_day(records["first_ts_ns"]), True),
         FieldColumns("protocol", "behaviour", _stacked(records, "protocol", "ip_version")),
         FieldColumns("sizes", "behaviour", _filled(sizes)),
         FieldColumns("timing", "behaviour", _per_packet(records, packets, "log_iat")),
@@ -77,6 +79,11 @@ def field_columns(
         FieldColumns("tos", "behaviour", _per_packet(records, packets, "tos")),
         FieldColumns("payload", "behaviour", _payload(data[:, :, header_bytes:])),
     ]
+
+
+def host_column(host: NDArray[np.int64]) -> FieldColumns:
+    """The captured host, where the labels' table names it: its number, float32 (F, 1)."""
+    return FieldColumns("host", "identity", _column(host), True)
 
 
 def usable_columns(records: NDArray[Any], packets: NDArray[Any]) -> NDArray[np.float32]:
@@ -96,6 +103,14 @@ def _filled(columns: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _column(values: NDArray[Any]) -> NDArray[np.float32]:
     return values.astype(np.float32)[:, None]
+
+
+def _time_of_day(first_ts_ns: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Seconds since midnight UTC, float32 (F, 1); all 0 within one day, where the clock says the same."""
+    within = first_ts_ns % _DAY_NS
+    if not len(first_ts_ns) or int(first_ts_ns.max() - first_ts_ns.min()) < _DAY_NS:
+        within = np.zeros_like(first_ts_ns)
+    return _column(within / 1e9)
 
 
 def _stacked(records: NDArray[Any], *names: str) -> NDArray[np.float32]:

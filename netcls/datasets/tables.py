@@ -49,9 +49,9 @@ class Row:
     cells: Mapping[str, Any]
 
     def text(self, column: str) -> str:
-        """The cell as stripped text; empty where the column or the value is missing."""
+        """The cell as stripped text; empty where the column or the value is missing, or no number (NaN)."""
         value = self.cells.get(column)
-        return "" if value is None else str(value).strip()
+        return "" if value is None or value != value else str(value).strip()
 
     def port(self, column: str) -> int:
         """A port, 0 to 65535; an empty cell is 0."""

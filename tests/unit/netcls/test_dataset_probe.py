@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from netcls.cli.main import main
+from netcls.datasets import probe_scores
 from netcls.datasets.build import BuildOptions
+from netcls.datasets.dataset_build import DatasetOptions, build_dataset
 from netcls.datasets.probe import run_probe
 from netcls.datasets.probe_fields import _timestamp
 from netcls.datasets.probe_scores import cross_validated, folds_by_unit, least_above_chance
@@ -22,6 +24,13 @@ pytest.importorskip("sklearn")
 
 N_CAPTURES, N_FLOWS = 8, 6
 OPTIONS = BuildOptions(threads=1)
+
+
+@pytest.fixture(autouse=True)
+def small_forests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight captures a class need no thirty trees."""
+    monkeypatch.setattr(probe_scores, "_TREES", 6)
+
 
 # What one flow of a class in a capture is made of: keyword arguments of `udp_flow`, and its TTL.
 Plan = Callable[[int, int, random.Random], dict[str, Any]]
@@ -40,9 +49,13 @@ def labelled(folder: Path, plan: Plan, n_captures: int = N_CAPTURES) -> Path:
                 }
                 chosen |= plan(label, number, rng)
                 ttl = chosen.pop("ttl", 64)
-                start_s = START_S + number * 100 + flow + rng.random()
+                start_s = START_S + number * 100 + flow + rng.random() + chosen.pop("day_s", 0)
                 made = udp_flow(
-                    "10.0.0.1", chosen.pop("port"), chosen.pop("sizes"), start_s=start_s, **chosen
+                    chosen.pop("client", "10.0.0.1"),
+                    chosen.pop("port"),
+                    chosen.pop("sizes"),
+                    start_s=start_s,
+                    **chosen,
                 )
                 packets += [(time_s, frame[:22] + bytes([ttl]) + frame[23:]) for time_s, frame in made]
             write_pcap(folder / name / f"{number}.pcap", packets)
@@ -68,6 +81,53 @@ def test_a_class_that_equals_the_source_port_is_found(tmp_path):
     leaks = leaks_of(run_probe(labelled(tmp_path, plan), None, OPTIONS))
     assert list(leaks) == ["source_port"]
     assert leaks["source_port"]["score"] > 0.95
+
+
+def test_a_class_that_equals_the_host_is_found(tmp_path):
+    by_address = leaks_of(
+        run_probe(
+            labelled(tmp_path / "a", lambda label, *_: {"client": f"10.0.0.{label + 1}"}), None, OPTIONS
+        )
+    )
+    assert list(by_address) == ["source_address"]
+    assert by_address["source_address"]["score"] == 1.0
+    # Behind one address, but the table says who it was: hosts 0 to 3 make class one, 4 to 7 class two.
+    folder = labelled(tmp_path / "b", lambda *_: {})
+    rows = [
+        f"{name}/{number}.pcap,{name},h{4 * label + number % 4}"
+        for label, name in enumerate(("one", "two"))
+        for number in range(N_CAPTURES)
+    ]
+    (folder / "t.csv").write_text("\n".join(["path,label,host", *rows, ""]))
+    result = run_probe(folder / "t.csv", None, OPTIONS)
+    assert list(leaks_of(result)) == ["host"]
+    assert "host alone tells the label (1.00" in result["verdict"]
+    hosts_mixed = (folder / "t.csv").read_text().replace(",h4", ",h0").replace(",h5", ",h1")
+    (folder / "t.csv").write_text(hosts_mixed.replace(",h6", ",h2").replace(",h7", ",h3"))
+    assert leaks_of(run_probe(folder / "t.csv", None, OPTIONS)) == {}
+
+
+def test_a_class_that_equals_the_time_of_day_is_found(tmp_path):
+    plan = lambda label, number, _rng: {"day_s": 86400 * number + 6 * 3600 * label}  # noqa: E731
+    result = run_probe(labelled(tmp_path, plan), None, OPTIONS)
+    assert list(leaks_of(result)) == ["time_of_day"]
+    assert "time_of_day alone tells the label" in result["verdict"]
+
+
+def test_classes_recorded_one_after_the_other_are_a_remark_and_no_leak(tmp_path):
+    plan = lambda label, number, _rng: {"day_s": 7200 * number + 3 * 86400 * label}  # noqa: E731
+    result = run_probe(labelled(tmp_path, plan), None, OPTIONS)
+    assert result["leaks"] == []
+    assert any("classes were recorded at different times" in remark for remark in result["remarks"])
+
+
+def test_a_dataset_gives_the_verdict_of_its_captures(tmp_path):
+    data = labelled(tmp_path / "d", lambda label, *_: {"ttl": 64 + 64 * label})
+    build_dataset(DatasetOptions(str(data), str(tmp_path / "set")))
+    of_captures = run_probe(data, None, OPTIONS)
+    of_dataset = run_probe(tmp_path / "set", None, OPTIONS)
+    for key in ("verdict", "leaks", "fields", "information", "classes", "duplicates"):
+        assert of_dataset[key] == of_captures[key], key
 
 
 def test_a_label_that_only_the_capture_tells_is_found(tmp_path):
