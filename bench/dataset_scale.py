@@ -24,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 
 from capture.representations import build
-from netcls.datasets.repeats import find_repeats
+from netcls.datasets.dataset_build import divided, stored_repeats
 from netcls.datasets.shard import SHARD_ROWS, shard_name, write_table
 from netcls.datasets.sources import DATASET_FILE, DataOptions
-from netcls.datasets.splits import SplitOptions, make_split
+from netcls.datasets.splits import SplitOptions
 from netcls.datasets.stored import (
     CAPTURES_FILE,
     GROUPS_FILE,
@@ -36,7 +36,7 @@ from netcls.datasets.stored import (
     StoredDataset,
     open_dataset,
 )
-from netcls.datasets.stored_use import dataset_columns, dataset_source
+from netcls.datasets.stored_use import dataset_source
 
 
 def enlarge(small: StoredDataset, out: Path, n_flows: int, per_capture: int, seed: int = 0) -> None:
@@ -134,13 +134,8 @@ def stream(dataset: StoredDataset) -> int:
 def split(dataset: StoredDataset) -> int:
     """What the end of a build does with all flows at once: divide them, and find repeats."""
     source = dataset_source(dataset.path, DataOptions())
-    flows = dataset_columns(dataset, source)
-    made = make_split(flows, SplitOptions("capture"))
-    hashes = [
-        dataset.columns_of(number, ("input_hash", "shape_hash")) for number in range(len(source.captures))
-    ]
-    both = [np.concatenate([columns[name] for columns in hashes]) for name in ("input_hash", "shape_hash")]
-    return int(np.count_nonzero(find_repeats(made.part, *both)))
+    made = divided(dataset, source, SplitOptions("capture"))
+    return int(np.count_nonzero(stored_repeats(dataset, made.part)))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from netcls.cli.options import (
     threads_option,
 )
 from netcls.output import Output
+from netcls.text import printable
 
 
 @click.group("dataset", cls=CommandGroup)
@@ -176,7 +177,9 @@ def _tell(options: dict[str, Any], result: dict[str, Any], lines: list[str]) -> 
     if not options["quiet"]:
         for text in result["warnings"]:
             report("warning", text)
-    text = json_text.dumps(result, indent=1) if options["json"] else "\n".join(lines)
+    # A dataset may come from elsewhere: nothing in it steers the terminal.
+    plain = [printable(line) for text in lines for line in text.split("\n")]
+    text = json_text.dumps(result, indent=1) if options["json"] else "\n".join(plain)
     with Output() as output:
         output.write(f"{text}\n".encode(errors="backslashreplace"))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from capture.errors import DataError, UsageError
 from capture.flow_batch import FLOW_DTYPE, PACKET_DTYPE, KeepSpec
@@ -40,11 +41,12 @@ from netcls.datasets.stored import (
     StoredDataset,
     fields_of,
 )
-from netcls.datasets.unused import unused_schema
+from netcls.datasets.unused import NO_LABEL, skipped_table, unused_schema
 
 if TYPE_CHECKING:
     from capture.flow_table import FlowTableConfig
 
+HASHES: Final = ("input_hash", "shape_hash")
 STATE_FOLDER: Final = "build"
 STATE_FILE: Final = "state.json"
 LOCK_FILE: Final = "lock"
@@ -243,7 +245,7 @@ def _finish(
         )
     write_table(run / CAPTURES_FILE, _captures_table(source, facts))
     write_table(run / GROUPS_FILE, _groups_table(source))
-    unused = _write_unused(run / UNUSED_FILE, tasks)
+    unused = _write_unused(run / UNUSED_FILE, tasks, source)
     from netcls.provenance import code_version
 
     info: dict[str, Any] = {
@@ -329,7 +331,7 @@ def _text(text: str) -> str:
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _write_unused(path: Path, tasks: list[ShardTask]) -> dict[str, int]:
+def _write_unused(path: Path, tasks: list[ShardTask], source: DataSource) -> dict[str, int]:
     """All captures' tables one behind the other, and how many rows each reason has."""
     pa = require_pyarrow()
     counts: dict[str, int] = {}
@@ -342,32 +344,25 @@ def _write_unused(path: Path, tasks: list[ShardTask]) -> dict[str, int]:
                 for entry in table.column("reason").value_counts().to_pylist():
                     counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
                 writer.write_table(table)
+        if source.skipped:
+            writer.write_table(skipped_table(source.skipped))
+            counts[NO_LABEL] = source.n_unlabelled
     return counts
 
 
 def _write_split(run: Path, options: DatasetOptions) -> dict[str, Any]:
     """Divide the flows, find repeats across the parts, and write both.
 
-    Held in memory are about 100 bytes of each flow while this runs.
+    Held in memory are about 100 bytes of each flow while this runs (measured: docs/experiments.md).
     """
-    from netcls.datasets.stored_use import dataset_columns, dataset_source
+    from netcls.datasets.stored_use import dataset_source
 
     source = dataset_source(run, DataOptions())
     dataset = source.dataset
     assert dataset is not None
-    flows = dataset_columns(dataset, source)
-    # In the order in which the captures themselves give their flows, so that the split is the same.
-    order = _serial_order(dataset)
-    split = make_split(flows.take(order), options.split_options)
-    part = np.empty(len(order), np.int8)
-    part[order] = split.part
-    hashes = [
-        dataset.columns_of(number, ("input_hash", "shape_hash")) for number in range(len(source.captures))
-    ]
-    repeats = find_repeats(
-        part,
-        *(np.concatenate([columns[name] for columns in hashes]) for name in ("input_hash", "shape_hash")),
-    )
+    split = divided(dataset, source, options.split_options)
+    part = split.part
+    repeats = stored_repeats(dataset, part)
     repeated = repeat_facts(part, repeats)
     drop_repeats(part, repeats, options.drop_repeats)
     pa = require_pyarrow()
@@ -375,7 +370,26 @@ def _write_split(run: Path, options: DatasetOptions) -> dict[str, Any]:
     return _split_facts(split, part, repeated, options)
 
 
-def _serial_order(dataset: StoredDataset) -> np.ndarray[Any, np.dtype[np.int64]]:
+def divided(dataset: StoredDataset, source: DataSource, options: SplitOptions) -> Split:
+    """The split that the captures themselves would get, its parts in order of rows."""
+    from netcls.datasets.stored_use import dataset_columns
+
+    flows = dataset_columns(dataset, source, with_hosts=options.kind == "host")
+    order = _serial_order(dataset)
+    split = make_split(flows.take(order), options)
+    part = np.empty(len(order), np.int8)
+    part[order] = split.part
+    split.part = part
+    return split
+
+
+def stored_repeats(dataset: StoredDataset, part: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Which flows an earlier part has already, see `find_repeats`: int8 (N,)."""
+    hashes = [dataset.columns_of(number, HASHES) for number in range(dataset.captures.num_rows)]
+    return find_repeats(part, *(np.concatenate([columns[name] for columns in hashes]) for name in HASHES))
+
+
+def _serial_order(dataset: StoredDataset) -> NDArray[np.int64]:
     parts = [np.empty(0, np.int64)]
     for capture, first in enumerate(dataset.first_rows[:-1]):
         serial = dataset.columns_of(capture, ("serial",))["serial"]
@@ -384,7 +398,7 @@ def _serial_order(dataset: StoredDataset) -> np.ndarray[Any, np.dtype[np.int64]]
 
 
 def _split_facts(
-    split: Split, part: np.ndarray[Any, np.dtype[np.int8]], repeated: dict[str, Any], options: DatasetOptions
+    split: Split, part: NDArray[np.int8], repeated: dict[str, Any], options: DatasetOptions
 ) -> dict[str, Any]:
     made = split.options
     return {

@@ -9,7 +9,8 @@ label, optionally with the time of the flow. Form 4 is a dataset that was built 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from netcls.datasets.stored import StoredDataset
 
 FIVE_TUPLE: Final = ("src_ip", "src_port", "dest_ip", "dest_port", "proto")
+MAX_SKIPPED: Final = 1000  # places of rows without a label that are remembered
+_ROWS_IN_LISTS: Final = 8192  # of a table of flows, before they are packed into columns
 MAX_LABEL_CHARS: Final = 200  # what a checkpoint accepts
 DATASET_FILE: Final = "dataset.json"
 FOREVER_NS: Final = np.int64(2**62)
@@ -107,6 +110,7 @@ class DataSource:
         warnings: one line each.
         dataset: form 4 only.
         drop_labels: labels of the dataset that are left out now.
+        skipped: where the rows without a label stand, the first thousand of them.
     """
 
     path: Path
@@ -120,6 +124,7 @@ class DataSource:
     warnings: tuple[str, ...] = ()
     dataset: StoredDataset | None = None
     drop_labels: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 def read_source(path: str | os.PathLike[str], options: DataOptions | None = None) -> DataSource:
@@ -213,10 +218,12 @@ def _read_capture_table(table: Table, options: DataOptions) -> DataSource:
     labels, groups = _Names(), _Names()
     captures: dict[str, LabelledCapture] = {}
     n_dropped = n_unlabelled = 0
+    skipped: list[str] = []
     for row in table.rows:
         label = row.text(options.label)
         if not label:
             n_unlabelled += 1
+            _note_skipped(skipped, row)
             continue
         if _is_dropped(row, label, options):
             n_dropped += 1
@@ -239,20 +246,22 @@ def _read_capture_table(table: Table, options: DataOptions) -> DataSource:
     found = tuple(sorted(captures.values(), key=lambda capture: capture.name))
     source = _with_sorted_labels(table.path, 2, found, labels, groups, columns, n_dropped, n_unlabelled)
     _need_files(source)
-    return source
+    return replace(source, skipped=tuple(skipped))
 
 
 def _read_flow_table(table: Table, options: DataOptions) -> DataSource:
     table.need(("path", options.label, *options.group))
     columns = _group_columns(table, options)
     labels, groups = _Names(), _Names()
-    rows: dict[str, list[tuple[Any, ...]]] = {}
+    rows = _FlowRows()
     hosts: dict[str, str] = {}
     n_dropped = n_unlabelled = 0
+    skipped: list[str] = []
     for row in table.rows:
         label = row.text(options.label)
         if not label:
             n_unlabelled += 1
+            _note_skipped(skipped, row)
             continue
         name = _path_cell(row)
         if _is_dropped(row, label, options):
@@ -261,17 +270,47 @@ def _read_flow_table(table: Table, options: DataOptions) -> DataSource:
         else:
             number = labels.of(_checked_label(label, row.where))
         group = groups.of(_group_of(row, columns, name))
-        rows.setdefault(name, []).append(_flow_row(row, number, group))
+        rows.add(name, _flow_row(row, number, group))
         hosts.setdefault(name, row.text("host"))
     captures = tuple(
-        LabelledCapture(
-            table.path.parent / name, name, -1, -1, hosts[name], None, np.array(rows[name], FLOW_ROW_DTYPE)
-        )
-        for name in sorted(rows)
+        LabelledCapture(table.path.parent / name, name, -1, -1, hosts[name], None, of_capture)
+        for name, of_capture in rows.by_capture()
     )
     source = _with_sorted_labels(table.path, 3, captures, labels, groups, columns, n_dropped, n_unlabelled)
     _need_files(source)
-    return source
+    return replace(source, skipped=tuple(skipped))
+
+
+class _FlowRows:
+    """Rows of a table of flows by capture, in columns but for the latest few thousand."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, list[NDArray[Any]]] = {}
+        self._latest: dict[str, list[tuple[Any, ...]]] = {}
+        self._n_latest = 0
+
+    def add(self, name: str, row: tuple[Any, ...]) -> None:
+        """Take one row, as :func:`_flow_row` gives it."""
+        self._latest.setdefault(name, []).append(row)
+        self._n_latest += 1
+        if self._n_latest >= _ROWS_IN_LISTS:
+            self._pack()
+
+    def by_capture(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Names, sorted, with ``FLOW_ROW_DTYPE`` (R,)."""
+        self._pack()
+        for name in sorted(self._blocks):
+            yield name, np.concatenate(self._blocks[name])
+
+    def _pack(self) -> None:
+        for name, rows in self._latest.items():
+            self._blocks.setdefault(name, []).append(np.array(rows, FLOW_ROW_DTYPE))
+        self._latest, self._n_latest = {}, 0
+
+
+def _note_skipped(skipped: list[str], row: Row) -> None:
+    if len(skipped) < MAX_SKIPPED:
+        skipped.append(row.where)
 
 
 def _flow_row(row: Row, label: int, group: int) -> tuple[Any, ...]:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from capture.errors import CheckpointError, DataError
 from capture.flow_batch import FLOW_DTYPE, PACKET_DTYPE, FlowBatch, KeepSpec
 from models.bounded_json import read_json
+from models.checkpoint_files import check_labels
 from netcls.arrow import require_pyarrow
 from netcls.datasets.files import file_digest
 from netcls.datasets.sources import DATASET_FILE
@@ -47,6 +48,16 @@ UNUSED_FILE: Final = "unused.arrow"
 SHARDS_FOLDER: Final = "flows"
 
 _BATCH_COLUMNS: Final = ("label", "group", "input_hash", "shape_hash")
+_CAPTURE_COLUMNS: Final = {
+    "name": "string",
+    "path": "string",
+    "sha256": "string",
+    "rows": "int64",
+    "shard_bytes": "int64",
+    "shard_sha256": "string",
+    "host": "string",
+    "time_s": "double",
+}
 _INFO_KEYS: Final = {
     "format": int,
     "flows": int,
@@ -193,13 +204,9 @@ class StoredDataset:
         Raises:
             DataError: the file is damaged, or of other flows.
         """
-        table = read_table(self.path / SPLIT_FILE, ("part",))
+        table = read_table(self.path / SPLIT_FILE, {"part": "int8"})
         part: NDArray[np.int8] = table.column("part").to_numpy()
-        if (
-            part.dtype != np.int8
-            or len(part) != len(self)
-            or (len(part) and not (-1 <= part.min() <= part.max() <= 3))
-        ):
+        if len(part) != len(self) or (len(part) and not -1 <= part.min() <= part.max() <= 3):
             raise DataError(
                 f"{self.path / SPLIT_FILE}: does not fit the {len(self)} flows of the dataset; build it again"
             )
@@ -273,9 +280,12 @@ def open_dataset(path: Path) -> StoredDataset:
     except OSError as error:
         raise DataError(f"{path / INFO_FILE}: cannot be read: {error.strerror or error}") from None
     _check_info(path / INFO_FILE, info)
-    columns = ("name", "path", "sha256", "rows", "shard_bytes", "shard_sha256", "host", "time_s")
-    captures = read_table(path / CAPTURES_FILE, columns)
-    groups = read_table(path / GROUPS_FILE, tuple(info["group_columns"]))
+    captures = read_table(path / CAPTURES_FILE, _CAPTURE_COLUMNS)
+    groups = read_table(path / GROUPS_FILE, dict.fromkeys(info["group_columns"], "string"))
+    if captures.num_rows and min(captures.column("rows").to_pylist()) < 0:
+        raise DataError(
+            f"{path / CAPTURES_FILE}: is damaged (a number of flows below 0); build the dataset again"
+        )
     names = tuple(zip(*(column.to_pylist() for column in groups.columns), strict=True))
     dataset = StoredDataset(path, info, captures, names)
     if int(dataset.first_rows[-1]) != len(dataset):
@@ -287,8 +297,12 @@ def open_dataset(path: Path) -> StoredDataset:
     return dataset
 
 
-def read_table(path: Path, columns: tuple[str, ...]) -> Any:
+def read_table(path: Path, columns: dict[str, str]) -> Any:
     """An Arrow file as a pyarrow.Table, mapped.
+
+    Args:
+        path: the file.
+        columns: what it must have: name and type. Only ``time_s`` may lack values.
 
     Raises:
         DataError: it is not there, damaged, or lacks one of the columns.
@@ -304,9 +318,12 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Any:
         raise DataError(
             f"{path}: is damaged ({str(error).partition(chr(10))[0]}); build the dataset again"
         ) from None
-    for column in columns:
-        if column not in table.column_names:
-            raise DataError(f"{path}: has no column {column!r}; build the dataset again")
+    for name, kind in columns.items():
+        found = table.schema.field(name).type if table.column_names.count(name) == 1 else "no such column"
+        if str(found) != kind or (name != "time_s" and table.column(name).null_count):
+            raise DataError(
+                f"{path}: column {name!r} is {found} or lacks values, expected {kind}; build the dataset again"
+            )
     return table
 
 
@@ -338,10 +355,13 @@ def _check_info(path: Path, info: Any) -> None:
             )
     try:
         KeepSpec(**info["keep"])
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{path}: keep: {error}; build the dataset again") from None
-    if len(info["label_flows"]) != len(info["labels"]) or not info["group_columns"]:
-        raise DataError(f"{path}: labels, counts or group columns are missing; build the dataset again")
+        check_labels(info["labels"], "classifier", str(path))
+    except (TypeError, ValueError, CheckpointError) as error:
+        raise DataError(f"{path}: {error}; build the dataset again") from None
+    plain = {"keep": (info["keep"].values(), int), "group_columns": (info["group_columns"], str)}
+    for key, (values, kind) in plain.items():
+        if not values or not all(type(value) is kind for value in values):
+            raise DataError(f"{path}: {key} is {str(info[key])[:60]}; build the dataset again")
 
 
 def _check_shards(dataset: StoredDataset) -> None:

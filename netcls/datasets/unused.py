@@ -17,13 +17,21 @@ REASONS: Final = {
     CONTRADICTORY: "contradictory labels",
 }
 NO_FLOW: Final = "no flow matches"
+NO_LABEL: Final = "row without a label"
 _WHAT: Final = ("flow", "row")
-_WORDS: Final = (*REASONS.values(), NO_FLOW)  # the same dictionary in every batch: a file may hold one alone
+_WORDS: Final = (
+    *REASONS.values(),
+    NO_FLOW,
+    NO_LABEL,
+)  # the same dictionary in every batch: a file may hold one alone
 _V4_PREFIX: Final = b"\0" * 10 + b"\xff\xff"
 
 
 def unused_schema() -> Any:
-    """pyarrow.Schema of the table: ``capture`` is a row number of the captures, ``what`` flow or row."""
+    """pyarrow.Schema of the table: ``capture`` is a row number of the captures, ``what`` flow or row.
+
+    ``where`` is the place in the table of labels of a row that names no flow; such a row has no capture.
+    """
     pa = require_pyarrow()
     word = pa.dictionary(pa.int8(), pa.string())
     return pa.schema(
@@ -38,6 +46,7 @@ def unused_schema() -> Any:
             ("dest_port", pa.uint16()),
             ("proto", pa.uint8()),
             ("first_ts", pa.timestamp("ns", "UTC")),
+            ("where", pa.string()),
         ]
     )
 
@@ -86,6 +95,20 @@ def unused_table(
     return pa.concat_tables(parts), counts
 
 
+def skipped_table(places: tuple[str, ...]) -> Any:
+    """The rows without a label, of :func:`unused_schema`."""
+    pa = require_pyarrow()
+    n = len(places)
+    told = {
+        "what": _words(np.full(n, _WHAT.index("row")), _WHAT),
+        "reason": _words(np.full(n, _WORDS.index(NO_LABEL)), _WORDS),
+        "where": pa.array(places, pa.string()),
+    }
+    schema = unused_schema()
+    columns = [told.get(field.name, pa.nulls(n, field.type)) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
 def _columns(
     capture: int,
     what: str,
@@ -112,6 +135,7 @@ def _columns(
         pa.array(times),
     ]
     columns[-1] = columns[-1].cast(schema.field("first_ts").type)
+    columns.append(pa.nulls(len(rows), pa.string()))
     return pa.Table.from_arrays(columns, schema=schema)
 
 

@@ -139,3 +139,24 @@ def test_the_bench_of_netmamba_times_networks_that_agree(monkeypatch: pytest.Mon
     assert calls == ["a", "b", *["a", "a", "b", "b"] * 2]
     assert [len(rounds) for rounds in seconds.values()] == [2, 2]
     assert speed.ratio({"x": [1.0, 2.0, 1.0], "y": [3.0, 10.0, 4.0]}, "x", "y") == "4.00 (3.00..5.00)"
+
+
+def test_a_large_dataset_is_made_of_a_small_one_and_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from netcls.datasets.dataset_build import DatasetOptions, build_dataset
+    from netcls.datasets.stored import open_dataset
+    from tests.pcap_writer import udp_flow, write_pcap
+
+    for label in ("one", "two"):
+        for number in range(4):
+            write_pcap(tmp_path / "d" / label / f"{number}.pcap", udp_flow("10.0.0.1", 1, [number + 9, 20]))
+    build_dataset(DatasetOptions(str(tmp_path / "d"), str(tmp_path / "small")))
+    dataset_scale = script("dataset_scale", monkeypatch)
+    arguments = [str(tmp_path / "small"), "--flows", "5000", "--per-capture", "200"]
+    result = dataset_scale.main([*arguments, "--folder", str(tmp_path / "large")])
+    assert (result["flows"], result["captures"]) == (5000, 25)
+    large = open_dataset(tmp_path / "large")
+    assert sum(len(batch) for batch in large.batches()) == 5000
+    assert result["bytes_per_flow"] > 200
+    assert '"flows": 5000' in capsys.readouterr().out

@@ -43,6 +43,7 @@ pa = pytest.importorskip("pyarrow")
 TESTS = Path(__file__).parents[2]
 CAPTURES = sorted(path for path in TESTS.rglob("*.pcap*") if path.stat().st_size < 1 << 20)
 REPRESENTATION = build("netmamba", {"n_packets": 3, "header_bytes": 40, "payload_bytes": 16})
+KEEP = {"n_packets": 32, "n_byte_packets": 12, "header_bytes": 80, "payload_bytes": 240}
 Capfd = pytest.CaptureFixture[str]
 
 
@@ -174,6 +175,7 @@ def flow_table(folder: Path, offset_s: float = 0.0) -> Path:
                 f"i{number},n{capture}\n"
             )
         text += f"{capture}.pcap,10.9.0.1,53,10.0.0.1,9,udp,y,{START_S},{START_S + 1},i,n\n"
+        text += f"{capture}.pcap,10.9.0.1,53,10.0.0.1,8,udp,,{START_S},{START_S + 1},i,n\n"
     (folder / "flows.csv").write_text(text)
     return folder / "flows.csv"
 
@@ -193,6 +195,7 @@ def test_every_flow_and_row_that_is_not_used_is_listed_with_its_reason(options, 
         "contradictory labels": 2,
         "unlabelled": 2,
         "no flow matches": 2,
+        "row without a label": 2,
     }
     table = pa.ipc.open_file(Path(made.out + ".run") / "unused.arrow").read_all().to_pylist()
     assert {(row["what"], row["reason"], row["src_port"], row["label"]) for row in table} == {
@@ -200,7 +203,9 @@ def test_every_flow_and_row_that_is_not_used_is_listed_with_its_reason(options, 
         ("flow", "contradictory labels", 2003, None),
         ("flow", "unlabelled", 2004, None),
         ("row", "no flow matches", 53, "y"),
+        ("row", "row without a label", None, None),
     }
+    assert [row["where"] for row in table if row["where"]] == ["flows.csv, line 8", "flows.csv, line 15"]
     assert table[0]["src_ip"] == "10.0.0.1"
     source = read_source(made.out + ".run", DataOptions(group=("net",)))
     assert source.groups == (("na",), ("n",), ("nb",))
@@ -315,8 +320,28 @@ def damaged(path: Path, at: int, value: int) -> None:
             lambda out: edit(out, keep={"n_packets": 3}),
             r"stores 3 packets, 0 with 0 header .* --keep-packets 20",
         ),
-        (lambda out: edit(out, keep={"n_packets": -3}), r"keep: need 0 <= n_byte_packets"),
+        (lambda out: edit(out, keep={"n_packets": -3}), r"need 0 <= n_byte_packets <= n_packets"),
         (lambda out: edit(out, labels="x"), r"'labels' is missing or no list"),
+        (lambda out: edit(out, labels=["a", "\x1b[2J"]), r"got label '\\x1b\[2J' with control characters"),
+        (lambda out: edit(out, keep=KEEP | {"n_packets": 32.5}), r"keep is \{'n_packets': 32\.5"),
+        (lambda out: edit(out, group_columns=[3]), r"group_columns is \[3\]"),
+        (lambda out: column(out / "captures.arrow", "rows", [-6, 18] * 4), r"a number of flows below 0"),
+        (
+            lambda out: column(out / "captures.arrow", "rows", ["6"] * 8),
+            r"'rows' is string or lacks .* int64",
+        ),
+        (
+            lambda out: column(out / "captures.arrow", "sha256", [None] * 8),
+            r"'sha256' is null or lacks values",
+        ),
+        (
+            lambda out: column(out / "groups.arrow", "capture", [1] * 8),
+            r"'capture' is int64 or lacks .* string",
+        ),
+        (
+            lambda out: column(out / "split.arrow", "part", pa.array([9] * 48, pa.int8())),
+            r"does not fit the 48 f",
+        ),
         (
             lambda out: edit(out, split={}),
             r"has no whole split; build the dataset again, or choose a --split",
@@ -344,6 +369,13 @@ def test_a_damaged_or_foreign_dataset_is_refused_by_name(options, damage, messag
     with pytest.raises(DataError, match=message) as refused:
         prepare(options.out, REPRESENTATION, DataOptions(), BuildOptions(), SplitOptions(prefer_stored=True))
     assert "\n" not in str(refused.value)
+
+
+def column(path: Path, name: str, values: Any) -> None:
+    table = pa.ipc.open_file(path).read_all()
+    table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
 
 
 def edit(out: Path, **changes: Any) -> None:
