@@ -80,7 +80,8 @@ def finetune(
     Args:
         data: labelled captures: a folder of class folders, a table of captures, or a table of flows.
         out: checkpoint folder to make; must not exist or be empty. The report lies in it as ``report.json``.
-        base: name or folder of the checkpoint to start from; None: random weights.
+        base: name or folder of the checkpoint to start from; ``none``: random weights; None: the default checkpoint, or
+            random weights where the options say what the network is.
         on_progress: called with a stage and its details.
         options: fields of :class:`netcls.finetuning.FinetuneOptions`, such as ``split`` or ``epochs``.
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from netcls.datasets.shots import Shots, keep_shots
 from netcls.datasets.sources import DataOptions
 from netcls.datasets.splits import TEST, TRAIN, VALIDATION, GroupRule, SplitKind, SplitOptions
 from netcls.evaluation.heldout import Measured, MeasureOptions, measure
-from netcls.recipes import LOSSES, METHODS, Recipe, recipe
+from netcls.recipes import DEFAULT_BASE, LOSSES, METHODS, RANDOM_WEIGHTS, Recipe, batch_for, recipe
 from netcls.training_run import CORPUS_FILE, check_out, wait_passively
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, dict[str, Any]], None]
 
+_FAMILY: Final = "netmamba"
+
 
 @dataclass(frozen=True, slots=True)
 class FinetuneOptions:
@@ -49,8 +51,9 @@ class FinetuneOptions:
     Attributes:
         data: labelled captures (directory of classes, table of captures, table of flows).
         out: checkpoint folder to make; must not exist or be empty.
-        base: checkpoint to start from, a name or a folder (backbone, or classifier whose head is replaced);
-            None: from random weights.
+        base: checkpoint to start from, a name or a folder (backbone, or classifier whose head is replaced); ``none``:
+            from random weights; None: the default checkpoint, or random weights where ``family``,
+            ``representation`` or ``sizes`` say what the network is.
         method: what is trained; ``full``: everything, ``head``: the linear head on the base's features, ``lora``: a
             low-rank adapter and the head.
         rank: of the adapter.
@@ -66,7 +69,7 @@ class FinetuneOptions:
         group_rule: ``tuple`` or ``each``, see `SplitOptions`.
         leave_out: groups that are the test part; None: chosen by seed.
         epochs: passes over the training flows; None: the method's.
-        batch: flows of a step.
+        batch: flows of a step; None: few where there are few flows.
         learning_rate: peak, of the topmost layer; None: the method's.
         balance: 0 draws flows as they are, 1 all classes equally often.
         patience_epochs: stop after so many epochs without a better one; None: never.
@@ -104,7 +107,7 @@ class FinetuneOptions:
     group_rule: GroupRule = "tuple"
     leave_out: tuple[tuple[str, ...], ...] = ()
     epochs: int | None = None
-    batch: int = 64
+    batch: int | None = None
     learning_rate: float | None = None
     balance: float = 0.5
     patience_epochs: int | None = None
@@ -117,7 +120,7 @@ class FinetuneOptions:
     unknown_quantile: float | None = 0.95
     threads: int | None = None
     device: str = "auto"
-    family: str = "netmamba"
+    family: str = _FAMILY
     representation: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
     baselines: bool = True
@@ -130,24 +133,33 @@ class FinetuneOptions:
             raise UsageError(f"method {self.method!r} is not available; choose {', '.join(METHODS)}")
         if self.loss not in LOSSES:
             raise UsageError(f"loss {self.loss!r} is not available; choose {', '.join(LOSSES)}")
-        if self.method != "full" and self.base is None:
+        if self.method != "full" and self.start is None:
             raise UsageError(
-                f"method {self.method!r} trains no backbone and no base is given; give --base, such as --base netmamba"
+                f"method {self.method!r} trains no backbone and would start from random weights; give --base, such as "
+                "--base default"
             )
         if self.keep_adapter and self.method != "lora":
             raise UsageError(f"keep_adapter is given, but method {self.method!r} makes none; use method lora")
         for name in ("rank", "shots"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UsageError(f"{name}: got {getattr(self, name)}, expected 1 or more")
-        if self.base is not None and self.sizes:
+        if self.start is not None and self.sizes:
             raise UsageError(
-                f"sizes {', '.join(self.sizes)} are given, but they follow from base {self.base!r}; leave them out"
+                f"sizes {', '.join(self.sizes)} are given, but they follow from base {self.start!r}; leave them out"
             )
+
+    @property
+    def start(self) -> str | None:
+        """Name or folder of the checkpoint that is started from; None: random weights."""
+        if self.base is not None:
+            return None if self.base == RANDOM_WEIGHTS else self.base
+        describes_network = self.sizes or self.representation or self.family != _FAMILY
+        return None if describes_network else DEFAULT_BASE
 
     @property
     def recipe(self) -> Recipe:
         """What fills in the epochs and the learning rate that are not given."""
-        return recipe(self.method, from_base=self.base is not None)
+        return recipe(self.method, from_base=self.start is not None)
 
     @property
     def adapter_alpha(self) -> float:
@@ -260,7 +272,7 @@ class _Start:
         from capture.representations import build
         from models.families import family
 
-        if options.base is None:
+        if options.start is None:
             kind = family(options.family)
             representation = build(kind.representation, options.representation)
             try:
@@ -270,11 +282,11 @@ class _Start:
             return cls(options.family, representation, config, None)
         from models.checkpoint import load_checkpoint
 
-        base = load_checkpoint(options.base)
+        base = load_checkpoint(options.start)
         representation = build(base.representation, base.representation_settings | options.representation)
         if representation.settings() != base.representation_settings:
             raise UsageError(
-                f"representation {options.representation} contradicts base {options.base!r}, which has "
+                f"representation {options.representation} contradicts base {options.start!r}, which has "
                 f"{base.representation_settings}; leave it out or choose another base"
             )
         return cls(base.family, representation, base.model_config, base)
@@ -292,14 +304,15 @@ def _settings(options: FinetuneOptions, prepared: Prepared) -> FinetuneSettings:
 
     defaults = options.recipe
     n_flows = len(prepared.split.rows(TRAIN))
+    batch = options.batch or batch_for(n_flows)
     return FinetuneSettings(
         method=options.method,
         rank=options.rank,
         alpha=options.adapter_alpha,
         loss=options.loss,
-        epochs=options.epochs or defaults.epochs_for(n_flows, options.batch),
-        batch=options.batch,
-        learning_rate=options.learning_rate or defaults.learning_rate,
+        epochs=options.epochs or defaults.epochs_for(n_flows, batch),
+        batch=batch,
+        learning_rate=options.learning_rate or defaults.learning_rate_for(batch),
         layer_decay=defaults.layer_decay,
         balance=options.balance,
         patience_epochs=options.patience_epochs,

@@ -73,7 +73,12 @@ def run_options(function: F) -> F:
 
 @click.command("finetune", cls=NetclsCommand)
 @click.argument("data", metavar="DATA")
-@click.option("--base", metavar="NAME|DIR", show_default="random weights", help="Checkpoint to start from.")
+@click.option(
+    "--base",
+    metavar="NAME|DIR|none",
+    show_default="default; none with --size, --family or --representation",
+    help="Checkpoint to start from; none: random weights.",
+)
 @click.option(
     "--method",
     type=click.Choice(METHODS),
@@ -124,7 +129,13 @@ def run_options(function: F) -> F:
     show_default="never",
     help="Stop after so many epochs without a better one.",
 )
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", default=64, help="Flows of a step.")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="16; 64 from 2000 training flows on",
+    help="Flows of a step.",
+)
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),

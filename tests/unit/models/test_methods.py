@@ -18,6 +18,7 @@ from models.checkpoint import Calibration, Checkpoint, save_checkpoint
 from models.learning.batches import LabelledTokens
 from models.learning.finetune import FinetuneResult, FinetuneSettings, finetune, macro_f1
 from models.learning.losses import MAX_MARGIN, ldam_margins, training_loss
+from models.learning.methods import logistic_regression
 from models.nets.adapters import AdapterSlot
 from tests.unit.models.tiny_family import (
     TINY,
@@ -77,6 +78,23 @@ def test_head_leaves_the_backbone_bit_identical(tmp_path: Path) -> None:
     before, result = base_state(), run(tmp_path, "head")
     assert all(torch.equal(result.state[name], before[name]) for name in BODY)
     assert result.adapter is None
+
+
+def test_the_head_starts_from_the_logistic_regression_of_the_features(tmp_path: Path) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200) * (rng.random(200) < 0.6)  # class 0 is most of them
+    features = (rng.normal(0, 1, (200, 6)) + np.eye(6)[labels] * 1.5).astype(np.float32)
+    weight, bias = logistic_regression(features, labels, 4)
+    peer = linear_model.LogisticRegression(C=1.0, class_weight="balanced", max_iter=1000, tol=1e-8)
+    peer.fit(features, labels)
+    assert np.abs(weight.numpy()[:3] - peer.coef_).max() < 2e-3
+    answers = features @ weight.numpy().T + bias.numpy()
+    assert np.array_equal(
+        answers.argmax(1), peer.predict(features)
+    )  # the label without flows is never answered
+    first = run(tmp_path, "head", epochs=1, learning_rate=1e-9)
+    assert first.history[0]["val_macro_f1"] > 0.6
 
 
 def test_lora_changes_dense_weights_alone_and_by_no_more_than_its_rank(tmp_path: Path) -> None:

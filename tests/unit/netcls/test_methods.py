@@ -22,7 +22,7 @@ from netcls import recipes
 from netcls.cli import train as cli
 from netcls.datasets.shots import choose_shots
 from netcls.finetuning import FinetuneOptions, run_finetune
-from netcls.recipes import recipe
+from netcls.recipes import FEW_FLOWS, batch_for, recipe
 from tests.pcap_writer import START_S, udp_flow, write_pcap
 
 CAPTURES, FLOWS = 8, 6
@@ -176,10 +176,17 @@ def test_the_loss_that_is_asked_for_stands_in_the_report_and_trains(
     ("change", "message"),
     [
         (
-            {"method": "head", "base": None},
-            "method 'head' trains no backbone and no base is given; give --base",
+            {"method": "head", "base": "none"},
+            "method 'head' trains no backbone and would start from random weights; give --base",
         ),
-        ({"method": "lora", "base": None}, "method 'lora' trains no backbone and no base is given"),
+        (
+            {"method": "lora", "base": None, "representation": {"stride": 8}},
+            "method 'lora' trains no backbone and would start from random weights",
+        ),
+        (
+            {"base": None, "representation": {}, "method": "lora", "family": "packet-mamba"},
+            "would start from random weights",
+        ),
         ({"keep_adapter": True}, "keep_adapter is given, but method 'full' makes none; use method lora"),
         ({"loss": "focal"}, "loss 'focal' is not available; choose ce, ldam"),
         ({"shots": 0}, "shots: got 0, expected 1 or more"),
@@ -201,9 +208,30 @@ def test_few_flows_get_more_epochs_and_never_fewer_than_the_recipe_has() -> None
     assert recipe("full", from_base=False).layer_decay == 1.0
 
 
+def test_few_flows_are_trained_in_small_steps_at_their_own_rate() -> None:
+    lora = recipe("lora", from_base=True)
+    assert (batch_for(100), batch_for(FEW_FLOWS)) == (16, 64)
+    assert (
+        lora.learning_rate_for(16) == lora.small_batch_rate < lora.learning_rate == lora.learning_rate_for(64)
+    )
+
+
+def test_a_run_without_a_base_starts_from_the_default_unless_the_network_is_described() -> None:
+    def start(**given: Any) -> str | None:
+        return FinetuneOptions("data", "out", **given).start
+
+    assert start() == start(method="head") == "default"
+    assert start(base="netmamba") == "netmamba"
+    assert start(base="none") is None
+    assert start(sizes={"d_model": 64}) is None
+    assert start(representation={"payload_bytes": 0}) is None
+    assert start(family="packet-mamba") is None
+
+
 def test_what_is_given_goes_before_the_recipe(options: FinetuneOptions) -> None:
-    report = run_finetune(dataclasses.replace(options, epochs=2, learning_rate=1e-4))
-    assert (report["training"]["epochs"], report["training"]["learning_rate"]) == (2, 1e-4)
+    report = run_finetune(dataclasses.replace(options, epochs=2, learning_rate=1e-4, batch=7))
+    said = report["training"]
+    assert (said["epochs"], said["learning_rate"], said["batch"]) == (2, 1e-4, 7)
 
 
 def test_the_command_the_run_and_the_loop_know_the_same_methods_and_losses() -> None:
