@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from capture.errors import CheckpointError
-from models.atomic_write import write_folder
+from models.atomic_write import replace_file, write_folder
 from models.bounded_json import read_json
 from models.checkpoint_files import (
     Calibration,
@@ -42,6 +42,7 @@ __all__ = [
     "read_files",
     "resolve_name",
     "save_checkpoint",
+    "write_card",
 ]
 
 PRETRAINED: Final = Path(__file__).parent / "pretrained"
@@ -173,6 +174,39 @@ def save_checkpoint(
     return replace(write_folder(target, write, looks_like="config.json"), path=target)
 
 
+def write_card(checkpoint: Checkpoint, card: Mapping[str, Any]) -> None:
+    """Give a checkpoint's folder another card; weights, labels and digest stay.
+
+    Args:
+        checkpoint: as loaded.
+        card: the whole new card, any JSON object.
+
+    Raises:
+        CheckpointError: if it is no JSON, or cannot be written.
+    """
+    config = config_document(
+        checkpoint.kind,
+        checkpoint.family,
+        checkpoint.model_config,
+        checkpoint.representation,
+        checkpoint.representation_version,
+        checkpoint.representation_settings,
+    )
+    texts = {
+        "card.json": _json_text("card.json", dict(card)),
+        "README.md": _readme(checkpoint.name, config, checkpoint.labels, card),
+    }
+    try:
+        for name, text in texts.items():
+            replace_file(checkpoint.path / name, text)
+            (checkpoint.path / name).chmod(0o644)
+    except OSError as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: the card cannot be written ({error.strerror}); check space and permissions, or "
+            "work on a copy of the folder"
+        ) from None
+
+
 def resolve_name(name_or_dir: str | os.PathLike[str]) -> Path:
     """The folder of a checkpoint.
 
@@ -282,11 +316,7 @@ def _write_files(
     card: Mapping[str, Any],
     state: Mapping[str, Tensor],
 ) -> None:
-    import json
-
     from safetensors.torch import save
-
-    from models.checkpoint_card import render_card
 
     # A clone of its own for each: safetensors refuses tensors that share memory, and a view would drag its base along.
     tensors = {key: tensor.detach().to("cpu").clone().contiguous() for key, tensor in state.items()}
@@ -301,13 +331,21 @@ def _write_files(
         "card.json": dict(card),
     }
     for file_name, value in documents.items():
-        try:
-            text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{file_name}: cannot be written ({error}); give JSON values only"
-            ) from None
-        (folder / file_name).write_text(text + "\n", encoding="utf-8", errors="surrogatepass")
-    (folder / "README.md").write_text(
-        render_card(name, config, labels, dict(card)), encoding="utf-8", errors="replace"
-    )
+        (folder / file_name).write_bytes(_json_text(file_name, value))
+    (folder / "README.md").write_bytes(_readme(name, config, labels, card))
+
+
+def _json_text(file_name: str, value: Any) -> bytes:
+    import json
+
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file_name}: cannot be written ({error}); give JSON values only") from None
+    return f"{text}\n".encode("utf-8", "surrogatepass")
+
+
+def _readme(name: str, config: dict[str, Any], labels: list[str], card: Mapping[str, Any]) -> bytes:
+    from models.checkpoint_card import render_card
+
+    return render_card(name, config, labels, dict(card)).encode("utf-8", "replace")

@@ -57,7 +57,7 @@ class Predictor:
         checkpoint: of kind ``classifier``.
         threads: worker threads; None means the cores this process may use.
         device: ``cpu``, ``cuda``, or ``auto`` (CUDA where there is one).
-        precision: ``fp32``, ``bf16``, or ``auto``; see :mod:`models.precision`.
+        precision: ``fp32``, ``bf16``, ``int8``, or ``auto``; see :mod:`models.precision`.
 
     Attributes:
         precision: the one that was chosen.

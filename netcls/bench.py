@@ -87,8 +87,8 @@ class Task:
     Attributes:
         stage, name, unit: see the module.
         start: called before every repeat, not timed; gives the work to time, which returns how many units it did.
-        precision: of a model's matrix products, ``fp32`` or ``bf16``; None without a model. Likewise ``batch``.
-        batch: flows at once.
+        precision: of a model's matrix products, ``fp32``, ``bf16`` or ``int8``; None without a model.
+        batch: flows at once; None without a model.
         threads: that may work.
     """
 

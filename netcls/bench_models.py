@@ -18,6 +18,7 @@ from models.families import family
 from models.learning.batches import to_device
 from models.learning.schedules import parameter_groups
 from models.learning.start import training_process
+from models.precision import NARROW
 from models.predictor import Predictor
 from netcls.bench import RANDOM_MODEL, BenchOptions, Task, Work
 from netcls.bench_traffic import PACKETS_PER_FLOW, Traffic, write_capture
@@ -80,7 +81,7 @@ class _ModelBench:
         self._checkpoint = checkpoint
         self._options = options
         self.chosen_precision = self._predictor("auto").precision
-        self.precisions = ["fp32", "bf16"] if self._has_bf16() else ["fp32"]
+        self.precisions = ["fp32", *(name for name in NARROW if self._has(name))]
         self._path = folder / "flows.pcap"
         n_flows = max(_FEWEST_FLOWS, options.batch)
         write_capture(self._path, Traffic(PACKETS_PER_FLOW * n_flows, n_flows, seed=options.seed))
@@ -102,10 +103,10 @@ class _ModelBench:
     def _predictor(self, precision: str) -> Predictor:
         return Predictor(self._checkpoint, threads=self._options.threads, device="cpu", precision=precision)
 
-    def _has_bf16(self) -> bool:
+    def _has(self, precision: str) -> bool:
         """Whether this machine and this family compute in it, whatever the checkpoint's card says."""
         try:
-            self._predictor("bf16").close()
+            self._predictor(precision).close()
         except UsageError:
             return False
         return True

@@ -46,7 +46,7 @@ class RunOptions:
         strict: a capture that ends in the middle of a record is an error.
         threads: of the model; None: one per core.
         device: ``auto``, ``cpu`` or ``cuda``.
-        precision: of the model on a CPU: ``auto``, ``fp32`` or ``bf16``.
+        precision: of the model on a CPU: ``auto``, ``fp32``, ``bf16`` or ``int8``.
     """
 
     model: str = "default"

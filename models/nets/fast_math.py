@@ -24,7 +24,7 @@ LOG2_E = 1.4426950408889634
 
 
 @intrinsic
-def _bits_of(_typing: Any, _x: Any) -> Any:
+def bits_of(_typing: Any, _x: Any) -> Any:
     """The bits of a float32 as int32."""
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -34,7 +34,7 @@ def _bits_of(_typing: Any, _x: Any) -> Any:
 
 
 @intrinsic
-def _from_bits(_typing: Any, _x: Any) -> Any:
+def from_bits(_typing: Any, _x: Any) -> Any:
     """The float32 that has these bits."""
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -79,7 +79,7 @@ def exp2_of_negative(t: Any) -> Any:
     p = float32(6.931469776e-1) + f * p
     p = float32(1.0) + f * p
     # Adding to the exponent field multiplies by 2**whole.
-    return _from_bits(_bits_of(p) + (_to_int(whole) << int32(23)))
+    return from_bits(bits_of(p) + (_to_int(whole) << int32(23)))
 
 
 @njit(inline="always", fastmath=FAST)

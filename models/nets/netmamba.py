@@ -109,8 +109,8 @@ class NetMambaClassifier(_Encoder):
         n_labels: C, classes.
 
     Attributes:
-        inference_precision: ``fp32`` or ``bf16``: the matrix products of :mod:`models.nets.netmamba_inference`. It does
-            not change what the module computes anywhere else.
+        inference_precision: one of :attr:`inference_precisions`: the matrix products of
+            :mod:`models.nets.netmamba_inference`. It does not change what the module computes anywhere else.
     """
 
     inference_precision = "fp32"
@@ -120,6 +120,13 @@ class NetMambaClassifier(_Encoder):
         self.head = nn.Linear(config.d_model, n_labels)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def inference_precisions(self) -> tuple[str, ...]:
+        """What ``inference_precision`` may be: fp32 alone for a network that only the module itself computes."""
+        from models.nets.netmamba_inference import PRODUCT_DTYPES, covers
+
+        return tuple(PRODUCT_DTYPES) if covers(self) else ("fp32",)
 
     def features(self, bytes: Tensor) -> Tensor:
         """The class token's output: uint8 (F, n_bytes) to float32 (F, D); as fast as :meth:`forward`."""

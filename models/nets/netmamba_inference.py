@@ -5,7 +5,9 @@ projection), because nothing else is read; the norm's weight is folded into the 
 bytes into the embedding; dt is projected inside the scan; every buffer is allocated once per thread.
 
 Matrix products go through :func:`_product`. In bf16 it narrows what goes in and widens what comes out; the copies cost
-3 % of what they save, and everything else (norm, convolution, scan, residual, head) stays float32.
+3 % of what they save, and everything else (norm, convolution, scan, residual, head) stays float32. In int8 the products
+into and out of a block are of whole numbers (:mod:`models.nets.int8_kernels`): each token row has a scale of its own,
+made as it comes, and so has every column of the weight. The product that dt, B and C come from stays float32 there.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from models.nets import conv_kernels, inference_kernels
+from models.nets import conv_kernels, inference_kernels, int8_kernels
 from models.nets.fast_math import LOG2_E
 from models.nets.rms_norm import EPS, RMSNorm
 from models.nets.workers import for_ranges
@@ -39,7 +41,7 @@ MICRO_BATCH_BYTES: Final = 4 << 20
 """Of the widest buffer, beyond which fewer flows are faster: the paper's size takes 2 at a time, +5 % over 4."""
 
 
-PRODUCT_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRODUCT_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 """Type of the matrix products by the name of a precision."""
 
 
@@ -63,45 +65,64 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _BlockWeights:
-    """One block's weights, laid out as the kernels read them (see :func:`_block_weights`).
+class _Matrix:
+    """The right side of a product.
 
-    ``in_x``, ``in_z``, ``in_xz``, ``selection`` and ``out`` are of the products' type, the others float32.
+    Attributes:
+        values: (k, n), float32, bfloat16 or int8.
+        steps: float32 (n,), what 1 in each column of int8 is worth; None for the other types.
     """
 
-    in_x: Tensor  # (D, E), the norm's weight folded in; likewise in_z
-    in_z: Tensor
-    in_xz: Tensor  # (D, 2 E), both
+    values: Tensor
+    steps: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _BlockWeights:
+    """One block's weights, laid out as the kernels read them (see :func:`_block_weights`)."""
+
+    in_x: _Matrix  # (D, E), the norm's weight folded in; likewise in_z
+    in_z: _Matrix
+    in_xz: _Matrix  # (D, 2 E), both
     taps: Tensor  # (K, E)
     conv_bias: Tensor  # (E,)
-    selection: Tensor  # (E, R + 2 N), R rounded up to a multiple of 4
+    selection: _Matrix  # (E, R + 2 N), R rounded up to a multiple of 4
     dt_weight: Tensor  # (R, E)
     dt_bias: Tensor  # (E,)
     A2: Tensor  # (N, E), A * log2(e)
     D: Tensor  # (E,)
-    out: Tensor  # (E, D)
+    out: _Matrix  # (E, D)
+
+
+def _matrix(weight: Tensor, dtype: torch.dtype) -> _Matrix:
+    """The transpose of a projection's weight (n, k), in the type of its products."""
+    if dtype != torch.int8:
+        return _Matrix(weight.t().to(dtype).contiguous())
+    values, steps = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
+    int8_kernels.quantise_rows(weight.contiguous().numpy(), values.numpy(), steps.numpy())
+    return _Matrix(values.t().contiguous(), steps)
 
 
 def _block_weights(block: MambaBlock, dtype: torch.dtype) -> _BlockWeights:
     mixer = block.mixer
-    in_xz = (mixer.in_proj.weight * block.norm.weight).t().to(dtype).contiguous()
-    in_x, in_z = (half.contiguous() for half in in_xz.chunk(2, dim=1))
+    in_xz = mixer.in_proj.weight * block.norm.weight
+    in_x, in_z = in_xz.chunk(2)
     # Zero rows bring the rank to a multiple of 4, which the kernel takes per pass.
     spare = -mixer.dt_rank % 4
     low_rank, rest = mixer.x_proj.weight[: mixer.dt_rank], mixer.x_proj.weight[mixer.dt_rank :]
-    selection = torch.cat([functional.pad(low_rank, (0, 0, 0, spare)), rest]).t().to(dtype).contiguous()
+    selection = torch.cat([functional.pad(low_rank, (0, 0, 0, spare)), rest])
     return _BlockWeights(
-        in_x=in_x,
-        in_z=in_z,
-        in_xz=in_xz,
+        in_x=_matrix(in_x, dtype),
+        in_z=_matrix(in_z, dtype),
+        in_xz=_matrix(in_xz, dtype),
         taps=mixer.conv1d.weight[:, 0].t().contiguous(),
         conv_bias=mixer.conv_bias.clone(),
-        selection=selection,
+        selection=_matrix(selection, torch.float32 if dtype == torch.int8 else dtype),
         dt_weight=functional.pad(mixer.dt_proj.weight.t(), (0, 0, 0, spare)).contiguous(),
         dt_bias=mixer.dt_proj.bias.clone(),
         A2=(-torch.exp(mixer.A_log) * LOG2_E).t().contiguous(),
         D=mixer.D.clone(),
-        out=mixer.out_proj.weight.t().to(dtype).contiguous(),
+        out=_matrix(mixer.out_proj.weight, dtype),
     )
 
 
@@ -109,8 +130,8 @@ class _Buffers:
     """Intermediate arrays of one micro-batch of F flows, for one thread."""
 
     def __init__(self, n_flows: int, n_tokens: int, n_outputs: int, block: _BlockWeights) -> None:
-        width, channels = block.in_x.shape
-        n_selection = block.selection.shape[1]
+        width, channels = block.in_x.values.shape
+        n_selection = block.selection.values.shape[1]
         self.x = torch.empty(n_flows, n_tokens, width)
         self.normed = torch.empty(n_flows * n_tokens, width)
         self.xz = torch.empty(n_flows * n_tokens, 2 * channels)
@@ -118,10 +139,14 @@ class _Buffers:
         self.selection = torch.empty(n_flows * n_tokens, n_selection)
         self.z = torch.empty(n_flows, n_outputs, channels)
         self.y = torch.empty(n_flows, n_outputs, channels)
-        # Both sides of a narrow product; empty in fp32.
-        n_narrow = 0 if block.out.dtype == torch.float32 else n_flows * n_tokens
-        self.narrow_in = torch.empty(n_narrow * max(width, channels), dtype=block.out.dtype)
-        self.narrow_out = torch.empty(n_narrow * max(2 * channels, n_selection), dtype=block.out.dtype)
+        # Both sides of a narrow product; empty in fp32. Products of int8 are summed in int32.
+        dtype = block.out.values.dtype
+        n_narrow = 0 if dtype == torch.float32 else n_flows * n_tokens
+        self.narrow_in = torch.empty(n_narrow * max(width, channels), dtype=dtype)
+        self.narrow_out = torch.empty(
+            n_narrow * max(2 * channels, n_selection), dtype=torch.int32 if dtype == torch.int8 else dtype
+        )
+        self.steps = torch.empty(n_narrow if dtype == torch.int8 else 0)
 
 
 class FastEncoder:
@@ -143,7 +168,7 @@ class FastEncoder:
         self._norm_weight = model.norm_f.weight.clone()
         self._n_tokens = n_tokens
         self._outputs = np.array(outputs, np.int64)
-        flow_bytes = n_tokens * self._blocks[0].in_xz.shape[1] * self._norm_weight.element_size()
+        flow_bytes = n_tokens * self._blocks[0].in_xz.values.shape[1] * self._norm_weight.element_size()
         self._micro_batch = max(1, min(MICRO_BATCH, MICRO_BATCH_BYTES // flow_bytes))
         self._local = threading.local()
 
@@ -225,20 +250,26 @@ def byte_embedding(layer: StrideEmbedding) -> tuple[Tensor, Tensor]:
     return (weight * (2 / 255)).contiguous(), bias - weight.sum(0)
 
 
-def _product(x: Tensor, weight: Tensor, out: Tensor, buffers: _Buffers) -> None:
+def _product(x: Tensor, weight: _Matrix, out: Tensor, buffers: _Buffers) -> None:
     """Write out = x @ weight: float32 (rows, k) and (k, n) of the products' type to float32 (rows, n)."""
-    if weight.dtype == torch.float32:
-        torch.mm(x, weight, out=out)
+    if weight.steps is not None:
+        totals = _whole_product(x, weight.values, buffers)
+        int8_kernels.widen(totals.numpy(), buffers.steps.numpy(), weight.steps.numpy(), out.numpy())
+    elif weight.values.dtype == torch.float32:
+        torch.mm(x, weight.values, out=out)
     else:
-        out.copy_(_narrow_product(x, weight, buffers))
+        out.copy_(_narrow_product(x, weight.values, buffers))
 
 
-def _add_product(x: Tensor, weight: Tensor, out: Tensor, buffers: _Buffers) -> None:
+def _add_product(x: Tensor, weight: _Matrix, out: Tensor, buffers: _Buffers) -> None:
     """As :func:`_product`, added to what is in ``out``, in float32."""
-    if weight.dtype == torch.float32:
-        out.addmm_(x, weight)
+    if weight.steps is not None:
+        totals = _whole_product(x, weight.values, buffers)
+        int8_kernels.add_widened(totals.numpy(), buffers.steps.numpy(), weight.steps.numpy(), out.numpy())
+    elif weight.values.dtype == torch.float32:
+        out.addmm_(x, weight.values)
     else:
-        out.add_(_narrow_product(x, weight, buffers))
+        out.add_(_narrow_product(x, weight.values, buffers))
 
 
 def _narrow_product(x: Tensor, weight: Tensor, buffers: _Buffers) -> Tensor:
@@ -249,13 +280,22 @@ def _narrow_product(x: Tensor, weight: Tensor, buffers: _Buffers) -> Tensor:
     return torch.mm(narrow, weight, out=product)
 
 
+def _whole_product(x: Tensor, weight: Tensor, buffers: _Buffers) -> Tensor:
+    """The product of ``x`` in int8, each row's step in ``buffers.steps``: int32 (rows, n), a view of a buffer."""
+    rows, n = x.shape[0], weight.shape[1]
+    narrow = buffers.narrow_in[: x.numel()].view(x.shape)
+    int8_kernels.quantise_rows(x.contiguous().numpy(), narrow.numpy(), buffers.steps.numpy())
+    product: Tensor = torch._int_mm(narrow, weight, out=buffers.narrow_out[: rows * n].view(rows, n))
+    return product
+
+
 def _run_block(block: _BlockWeights, buffers: _Buffers) -> None:
     """One block, in place in ``buffers.x``."""
     _, n_tokens, width = buffers.x.shape
     rows = buffers.x.view(-1, width)
     inference_kernels.normalise(rows.numpy(), buffers.normed.numpy(), EPS)
     _product(buffers.normed, block.in_xz, buffers.xz, buffers)
-    channels = block.in_x.shape[1]
+    channels = block.in_x.values.shape[1]
     layout = (n_tokens * 2 * channels, 2 * channels)
     flat = buffers.xz.view(-1)
     y = buffers.u.view(-1).numpy()  # each row of u is read before its output is written over it
@@ -269,7 +309,7 @@ def _run_last_block(block: _BlockWeights, buffers: _Buffers, outputs: NDArray[np
     """The last block, in place in the rows ``outputs`` of ``buffers.x``; the other rows are not updated."""
     n_flows, n_tokens, width = buffers.x.shape
     inference_kernels.normalise(buffers.x.view(-1, width).numpy(), buffers.normed.numpy(), EPS)
-    channels = block.in_x.shape[1]
+    channels = block.in_x.values.shape[1]
     x = buffers.xz.view(-1)[: n_flows * n_tokens * channels]
     _product(buffers.normed, block.in_x, x.view(-1, channels), buffers)
     normed = buffers.normed.view(n_flows, n_tokens, width)

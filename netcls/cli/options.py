@@ -333,9 +333,9 @@ def precision_option(function: F) -> F:
     """``--precision``."""
     return click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "bf16"]),
+        type=click.Choice(["auto", "fp32", "bf16", "int8"]),
         default="auto",
-        help="Of the model's matrix products on a CPU. auto: bf16 where CPU and model's card allow.",
+        help="Of the model's matrix products on a CPU. auto: the fastest that CPU and model's card allow.",
     )(function)
 
 

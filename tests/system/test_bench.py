@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models.precision import cpu_multiplies_bf16
+from models.precision import cpu_multiplies_bf16, cpu_multiplies_int8
 
 NETCLS = str(Path(sys.executable).with_name("netcls"))
 BENCH = Path(__file__).parents[2] / "bench"
@@ -34,7 +34,8 @@ def test_the_bench_measures_the_road_from_packets_to_answers() -> None:
         "netmamba",
     ]
     printed = json.loads(run(NETCLS, "bench", *small, *stages))
-    precisions = ("fp32", "bf16") if cpu_multiplies_bf16() else ("fp32",)
+    exists = {"fp32": True, "bf16": cpu_multiplies_bf16(), "int8": cpu_multiplies_int8()}
+    precisions = tuple(name for name, is_there in exists.items() if is_there)
     rows = [
         (row["stage"], row["name"], row["precision"], row["batch"], row["unit"]) for row in printed["results"]
     ]

@@ -27,6 +27,7 @@ from models.checkpoint import (
     read_files,
     resolve_name,
     save_checkpoint,
+    write_card,
 )
 from tests.unit.models.tiny_family import SETTINGS, checkpoint_arguments, registered
 
@@ -193,6 +194,18 @@ def test_a_full_disk_leaves_the_old_checkpoint(folder: Path, monkeypatch: pytest
         save_checkpoint(folder, **checkpoint_arguments(labels=["x", "y", "z"]))
     assert load_checkpoint(folder).digest == before
     assert [path.name for path in folder.parent.iterdir()] == ["tiny"]
+
+
+def test_another_card_leaves_weights_and_digest_alone(folder: Path) -> None:
+    before = load_checkpoint(folder)
+    write_card(before, {**before.card, "summary": "Corrected.", "precision": {"bf16": {"flows": 7}}})
+    after = load_checkpoint(folder)
+    assert (after.digest, after.card["summary"], after.card["title"]) == (before.digest, "Corrected.", "Tiny")
+    assert "- bf16: flows 7" in (folder / "README.md").read_text().splitlines()
+    with pytest.raises(CheckpointError, match=r"card\.json: cannot be written"):
+        write_card(before, {"x": object()})
+    assert load_checkpoint(folder).card == after.card
+    assert {path.name for path in folder.iterdir()} == {path.name for path in before.path.iterdir()}
 
 
 @pytest.mark.parametrize("is_swapped", [False, True])

@@ -1,4 +1,4 @@
-"""bf16 answers nearly as float32 does, only where it was asked for or vouched for, and is never chosen by a clock."""
+"""Narrow products answer nearly as float32, only where asked or vouched for, and are never chosen by a clock."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ GOOD = {"precision": {"bf16": {"flows": 1000, "labels_equal": 1.0, "largest_logi
 
 @pytest.fixture
 def with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that multiplies bf16 and not int8."""
     monkeypatch.setattr(models.precision, "cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr(models.precision, "cpu_multiplies_int8", lambda: False)
 
 
 def random_model() -> NetMambaClassifier:
@@ -82,12 +84,26 @@ def test_the_comparison_of_precisions_counts_flows_labels_and_the_largest_change
 ) -> None:
     with registered():
         checkpoint = netmamba(tmp_path)
-    measured = compare(checkpoint, TOKENS, threads=1)["bf16"]
+    measured = compare(checkpoint, TOKENS, threads=1)
+    assert list(measured) == ["bf16"]
+    measured = measured["bf16"]
+    assert measured["speed"] > 0
     assert measured["flows"] == len(TOKENS)
     assert 0.9 < measured["labels_equal"] <= 1.0
     assert 0 < measured["largest_logit_change"] < 0.3
     with pytest.raises(UsageError, match="got no flows to compare precisions on, expected at least one"):
         compare(checkpoint, TOKENS.take(slice(0, 0)))
+
+
+def test_where_nothing_narrow_exists_there_is_nothing_to_compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bf16", "int8"):
+        monkeypatch.setattr(models.precision, f"cpu_multiplies_{name}", lambda: False)
+    with registered():
+        checkpoint = netmamba(tmp_path)
+    with pytest.raises(UsageError, match="got a CPU or a model family without narrow precisions"):
+        compare(checkpoint, TOKENS, threads=1)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +124,51 @@ def test_auto_takes_bf16_only_where_the_card_vouches_for_it(
     assert choose_precision("auto", random_model(), card, "cpu") == chosen
 
 
+def table(**rows: tuple[int, float, float | None]) -> dict[str, Any]:
+    """A card: flows, labels equal and speed by precision."""
+    entry = {
+        name: {"flows": flows, "labels_equal": equal} | ({} if speed is None else {"speed": speed})
+        for name, (flows, equal, speed) in rows.items()
+    }
+    return {"precision": entry | {"measured": {"cpu": "x"}}}
+
+
+@pytest.mark.parametrize(
+    ("card", "chosen"),
+    [
+        (table(bf16=(1000, 1.0, 1.2), int8=(1000, 0.999, 1.4)), "int8"),
+        (table(bf16=(1000, 1.0, 1.2), int8=(1000, 0.998, 1.4)), "bf16"),
+        (table(bf16=(1000, 0.99, 1.2), int8=(1000, 1.0, 1.4)), "int8"),
+        (table(bf16=(1000, 1.0, 1.2), int8=(1000, 1.0, 1.1)), "bf16"),
+        (table(bf16=(1000, 1.0, 1.2), int8=(1000, 1.0, 1.2)), "bf16"),  # the more exact of two equally fast
+        (table(bf16=(1000, 1.0, 0.9), int8=(1000, 1.0, 0.8)), "fp32"),
+        (table(bf16=(1000, 1.0, None), int8=(1000, 1.0, None)), "bf16"),
+        (table(int8=(999, 1.0, 2.0)), "fp32"),
+        (table(int8=(1000, 1.0, float("nan"))), "fp32"),
+        ({"precision": {"int8": {"flows": 1000, "labels_equal": 1.0, "speed": "fast"}}}, "fp32"),
+    ],
+)
+def test_auto_takes_the_fastest_that_the_card_vouches_for(
+    card: dict[str, Any], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bf16", "int8"):
+        monkeypatch.setattr(models.precision, f"cpu_multiplies_{name}", lambda: True)
+    assert choose_precision("auto", random_model(), card, "cpu") == chosen
+    monkeypatch.setattr(models.precision, "cpu_multiplies_int8", lambda: False)
+    assert choose_precision("auto", random_model(), card, "cpu") != "int8"
+    with pytest.raises(UsageError, match="--precision: got int8, but this CPU has no int8 products"):
+        choose_precision("int8", random_model(), card, "cpu")
+
+
+def test_a_network_that_only_the_module_computes_has_no_narrow_form(with_bf16: None) -> None:
+    config = NetMambaConfig(n_bytes=160, d_model=16, n_layers=1, mask_ratio=0.5, bidirectional=True)
+    model = NetMambaClassifier(config, 3)
+    assert model.inference_precisions == ("fp32",)
+    assert choose_precision("auto", model, GOOD, "cpu") == "fp32"
+    with pytest.raises(UsageError, match="got bf16, but this model has no bf16 form"):
+        choose_precision("bf16", model, {}, "cpu")
+
+
 def test_auto_stays_fp32_on_a_cpu_without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.precision, "cpu_multiplies_bf16", lambda: False)
     assert choose_precision("auto", random_model(), GOOD, "cpu") == "fp32"
@@ -120,7 +181,9 @@ def test_bf16_is_refused_where_it_does_not_exist(tmp_path: Path, with_bf16: None
         choose_precision("bf16", random_model(), GOOD, "cuda")
     with registered():
         checkpoint = make(tmp_path)
-        with pytest.raises(UsageError, match="got bf16, but this model family has no bf16 form"):
+        with pytest.raises(UsageError, match="got bf16, but this model has no bf16 form"):
             Predictor(checkpoint, device="cpu", precision="bf16")
-        with pytest.raises(UsageError, match="--precision: got 'int4', expected one of auto, fp32, bf16"):
+        with pytest.raises(
+            UsageError, match="--precision: got 'int4', expected one of auto, fp32, bf16, int8"
+        ):
             Predictor(checkpoint, device="cpu", precision="int4")

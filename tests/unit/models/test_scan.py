@@ -281,7 +281,7 @@ def test_a_second_derivative_is_refused_and_never_silently_zero() -> None:
 
 EVERY_KERNEL = """
 import torch
-from tests.unit.models import test_scan, test_mamba, test_netmamba_inference
+from tests.unit.models import test_int8, test_scan, test_mamba, test_netmamba_inference
 for shape in test_scan.SHAPES[:2]:
     test_scan.test_output_and_all_gradients_equal_the_float64_twin(shape, "cpu")
 for shape in ((2, 5, 6, 4), (3, 2, 5, 4)):
@@ -289,6 +289,8 @@ for shape in ((2, 5, 6, 4), (3, 2, 5, 4)):
 test_mamba.test_the_convolution_s_gradients_equal_autograd_of_conv1d(4)
 test_mamba.test_the_norm_and_its_gradients_equal_torch_in_float64((2, 7))
 test_netmamba_inference.test_the_fast_path_gives_the_logits_of_the_module(40, 2)
+test_int8.test_rows_are_rounded_as_the_twin_does(0)
+test_int8.test_whole_products_come_back_as_the_twin_says()
 print("all equal")
 """
 
