@@ -123,10 +123,10 @@ class NetMambaClassifier(_Encoder):
 
     @property
     def inference_precisions(self) -> tuple[str, ...]:
-        """What ``inference_precision`` may be: fp32 alone for a network that only the module itself computes."""
-        from models.nets.netmamba_inference import PRODUCT_DTYPES, covers
+        """See :func:`models.nets.netmamba_inference.precisions`."""
+        from models.nets.netmamba_inference import precisions
 
-        return tuple(PRODUCT_DTYPES) if covers(self) else ("fp32",)
+        return precisions(self)
 
     def features(self, bytes: Tensor) -> Tensor:
         """The class token's output: uint8 (F, n_bytes) to float32 (F, D); as fast as :meth:`forward`."""
@@ -140,7 +140,7 @@ class NetMambaClassifier(_Encoder):
         """Logits: uint8 (F, n_bytes) to float32 (F, C).
 
         In evaluation under ``torch.inference_mode`` on a CPU it runs :mod:`models.nets.netmamba_inference`; the same
-        logits to 1e-5, or nearly those with ``inference_precision`` bf16.
+        logits to 1e-5, or nearly those with a narrow ``inference_precision``.
         """
         fast = self._fast()
         if fast is not None:

@@ -388,6 +388,11 @@ def covers(model: Encoder) -> bool:
     )
 
 
+def precisions(model: Encoder) -> tuple[str, ...]:
+    """What ``model.inference_precision`` may be: fp32 alone for a network that only the module itself computes."""
+    return tuple(PRODUCT_DTYPES) if covers(model) else ("fp32",)
+
+
 def fast_form(model: M, make: Callable[[M, str], E]) -> E:
     """The model's fast form; made on the first call and again when a weight or its precision has changed since.
 

@@ -158,7 +158,7 @@ class NetMambaPlusClassifier(_Encoder):
         n_labels: C, classes.
 
     Attributes:
-        inference_precision: ``fp32`` or ``bf16``, as of :class:`models.nets.netmamba.NetMambaClassifier`.
+        inference_precision: one of :attr:`inference_precisions`, as of NetMamba.
     """
 
     inference_precision = "fp32"
@@ -168,6 +168,13 @@ class NetMambaPlusClassifier(_Encoder):
         self.head = nn.Linear(config.d_model, n_labels)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+
+    @property
+    def inference_precisions(self) -> tuple[str, ...]:
+        """See :func:`models.nets.netmamba_inference.precisions`."""
+        from models.nets.netmamba_inference import precisions
+
+        return precisions(self)
 
     def features(
         self, bytes: Tensor, sizes: Tensor, iats: Tensor, sizes_present: Tensor, iats_present: Tensor

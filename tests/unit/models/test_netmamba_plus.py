@@ -28,6 +28,7 @@ from models.nets.netmamba_plus import (
     layer_index,
 )
 from tests.reference import netmamba_plus as twin
+from tests.unit.models.test_int8 import needs_int8
 from tests.unit.models.test_netmamba import in_float64, n_parameters, shaken
 
 SMALL = NetMambaPlusConfig(
@@ -155,6 +156,15 @@ def test_bf16_logits_are_near_those_of_fp32_and_are_not_the_same() -> None:
     exact = fast(model, flows)
     model.inference_precision = "bf16"
     assert 1e-4 < float((fast(model, flows) - exact).abs().max()) < 0.1
+
+
+@needs_int8
+def test_int8_logits_are_near_those_of_fp32_and_are_not_the_same() -> None:
+    model, flows = classifier(), some_flows(7)
+    assert model.inference_precisions == ("fp32", "bf16", "int8")
+    exact = fast(model, flows)
+    model.inference_precision = "int8"
+    assert 1e-3 < float((fast(model, flows) - exact).abs().max()) < 0.05 * float(exact.abs().max())
 
 
 def test_changed_weights_change_the_fast_answer() -> None:
