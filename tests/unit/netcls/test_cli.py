@@ -193,7 +193,10 @@ def test_every_flag_reaches_the_pipeline(capfd: Capfd) -> None:
     ("arguments", "message"),
     [
         (["clasify"], "no command 'clasify'; did you mean 'classify'?; see netcls --help"),
-        (["models"], "no command given; choose one of list, show, verify, precision; see netcls models --help"),
+        (
+            ["models"],
+            "no command given; choose one of list, precision, show, verify; see netcls models --help",
+        ),
         (["flows", "--stat", "a"], "No such option '--stat'. (Did you mean one of: '--stats'"),
         (["flows"], "Missing argument 'PATH...'"),
         (["flows", "a", "-f", "xml"], "'xml' is not one of 'table', 'jsonl', 'csv', 'parquet', 'none'"),
