@@ -59,8 +59,11 @@ def read_config(path: str, options: OptionTree) -> dict[str, Any]:
 
 
 def _underscored(table: dict[str, Any]) -> dict[str, Any]:
+    """Options may be written as on the command line; commands keep their hyphens."""
     return {
-        key.replace("-", "_"): _underscored(value) if isinstance(value, dict) else value
+        key if isinstance(value, dict) else key.replace("-", "_"): _underscored(value)
+        if isinstance(value, dict)
+        else value
         for key, value in table.items()
     }
 

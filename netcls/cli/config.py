@@ -83,7 +83,7 @@ def _settings(ctx: click.Context) -> Settings:
         prefix = "NETCLS"
         for name in names:
             given = given.get(name, {})
-            prefix += f"_{name.upper()}"
+            prefix += f"_{name.upper().replace('-', '_')}"
         below = click.Context(
             command,
             info_name=" ".join(names),
