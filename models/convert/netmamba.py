@@ -51,19 +51,21 @@ class Converted:
 
     Attributes:
         kind: ``backbone`` (with decoder) or ``classifier`` (with head).
-        config: sizes from the shapes, rates from the paper.
+        config: of the family; sizes from the shapes, rates from the paper.
         settings: of the input representation.
         state: float32 tensor by our name.
         mapped: every tensor of ``state``, in the order of the network.
         dropped: what was left behind, as name and reason.
+        family: of the network.
     """
 
     kind: str
-    config: NetMambaConfig
+    config: Any
     settings: dict[str, Any]
     state: dict[str, Tensor]
     mapped: list[Mapped]
     dropped: list[dict[str, str]]
+    family: str = FAMILY
 
 
 def from_published(
@@ -89,7 +91,7 @@ def from_published(
         CheckpointError: if the tensors are not those of a NetMamba, or not finite.
         UsageError: if the labels or the packet sizes do not fit the weights.
     """
-    names = _names(source)
+    names = our_names(source)
     kind = _kind(source, names)
     dropped = list(source.dropped)
     if kind == "classifier":
@@ -99,10 +101,10 @@ def from_published(
     config = build_config(FAMILIES[FAMILY], _sizes(source, shapes, kind), str(source.path))
     settings = _settings(config, n_packets, header_bytes, field_policy, mark_direction)
     n_rows = shapes["head.bias"][0] if kind == "classifier" else 0
-    _check_labels(source, kind, n_rows, n_labels)
+    check_labels(source, kind, n_rows, n_labels)
     expected = expected_tensors(FAMILIES[FAMILY], config, kind, n_rows, str(source.path))
-    _compare(source, shapes, {name: shape for name, (_, shape) in expected.items()}, kind)
-    state, mapped = _take(source, {ours: names[ours] for ours in expected})
+    compare(source, shapes, {name: shape for name, (_, shape) in expected.items()}, kind)
+    state, mapped = take(source, {ours: names[ours] for ours in expected})
     return Converted(kind, config, settings, state, mapped, dropped)
 
 
@@ -161,7 +163,7 @@ def mixer_state(state: Mapping[str, Tensor], block: str) -> dict[str, Tensor]:
     return mixer
 
 
-def _names(source: Source) -> dict[str, str]:
+def our_names(source: Source) -> dict[str, str]:
     """Our name -> the source's."""
     names = list(source.tensors)
     if all(name.startswith(_PREFIX) for name in names):
@@ -248,7 +250,8 @@ def _settings(
     ).settings()
 
 
-def _check_labels(source: Source, kind: str, n_rows: int, n_labels: int | None) -> None:
+def check_labels(source: Source, kind: str, n_rows: int, n_labels: int | None) -> None:
+    """Names for a head, as many as it has rows, and none for a backbone."""
     if kind == "backbone" and n_labels is not None:
         raise UsageError("--labels: got names for a backbone, which has no head; leave them out")
     if kind == "classifier" and n_labels is None:
@@ -262,11 +265,12 @@ def _check_labels(source: Source, kind: str, n_rows: int, n_labels: int | None) 
         )
 
 
-def _compare(
+def compare(
     source: Source,
     shapes: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, tuple[int, ...]],
     kind: str,
+    family: str = "NetMamba",
 ) -> None:
     """Exactly the network's tensors, in its shapes."""
     missing = [name for name in expected if name not in shapes]
@@ -274,7 +278,7 @@ def _compare(
     if missing or extra:
         raise CheckpointError(
             f"{source.path}: got {some_of(missing)} missing and {some_of(extra)} unknown tensors, expected the "
-            f"{len(expected)} of a NetMamba {kind}; convert the file that the published code saved"
+            f"{len(expected)} of a {family} {kind}; convert the file that the published code saved"
         )
     for name, shape in expected.items():
         if shapes[name] != shape:
@@ -284,7 +288,7 @@ def _compare(
             )
 
 
-def _take(source: Source, names: Mapping[str, str]) -> tuple[dict[str, Tensor], list[Mapped]]:
+def take(source: Source, names: Mapping[str, str]) -> tuple[dict[str, Tensor], list[Mapped]]:
     """The tensors as float32, finite; half precision widens without a change."""
     import torch
 

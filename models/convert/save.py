@@ -12,8 +12,9 @@ from models.atomic_write import replace_file
 from models.bounded_json import MAX_JSON_BYTES, parse_json
 from models.checkpoint import Calibration, Checkpoint, save_checkpoint
 from models.checkpoint_files import check_labels
-from models.convert.netmamba import FAMILY, Converted
+from models.convert.netmamba import Converted
 from models.convert.source import MODEL_KEY, Source
+from models.families import FAMILIES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,9 +50,9 @@ def save_converted(
     return save_checkpoint(
         out,
         kind=converted.kind,
-        family=FAMILY,
+        family=converted.family,
         model_config=asdict(converted.config),
-        representation=FAMILY,
+        representation=FAMILIES[converted.family].representation,
         representation_settings=converted.settings,
         labels=labels,
         calibration=Calibration(),
@@ -64,9 +65,9 @@ def card_of(converted: Converted, source: Source, licence: str | None) -> dict[s
     """What is known of converted weights, which is little, and what is not."""
     n_parameters = sum(tensor.numel() for tensor in converted.state.values())
     return {
-        "title": f"Converted NetMamba {converted.kind}",
+        "title": f"Converted {converted.family} {converted.kind}",
         "summary": f"Weights that netcls did not train: {n_parameters:,} parameters, taken from a file of the "
-        "published NetMamba code. Nothing was measured.",
+        f"published code of {converted.family}. Nothing was measured.",
         "source": {
             "file": source.path.name,
             "sha256": source.sha256,

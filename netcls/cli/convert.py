@@ -3,13 +3,58 @@
 from __future__ import annotations
 
 import json as json_text
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from netcls.cli.options import CommandGroup, NetclsCommand, json_option
 from netcls.output import Output
+
+if TYPE_CHECKING:
+    from models.convert.netmamba import Converted
+    from models.convert.source import Source
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def source_options(function: F) -> F:
+    """What is converted, to where, and what the weights read."""
+    for decorate in (
+        click.option(
+            "--field-policy",
+            metavar="NAME",
+            default="paper",
+            help="What SRC must not see: paper, leak_free, none.",
+        ),
+        click.option(
+            "--header-bytes",
+            type=click.IntRange(min=0),
+            metavar="N",
+            default=80,
+            help="Bytes of each packet's header that SRC reads; the rest of what it reads is payload.",
+        ),
+        click.option(
+            "--n-packets",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=5,
+            help="Of a flow that SRC reads.",
+        ),
+        click.option("--licence", metavar="TEXT", show_default="unknown", help="Of SRC, for the card."),
+        click.option(
+            "--labels",
+            metavar="FILE",
+            help="Names of the classes, one a line or a JSON list, in the order of the head's rows; for a fine-tuned "
+            "SRC only.",
+        ),
+        click.option("--out", required=True, metavar="DIR", help="Checkpoint folder to write."),
+        click.argument("source", metavar="SRC"),
+    ):
+        function = decorate(function)
+    return function
 
 
 @click.group("convert", cls=CommandGroup)
@@ -18,27 +63,7 @@ def convert() -> None:
 
 
 @convert.command("netmamba", cls=NetclsCommand)
-@click.argument("source", metavar="SRC")
-@click.option("--out", required=True, metavar="DIR", help="Checkpoint folder to write.")
-@click.option(
-    "--labels",
-    metavar="FILE",
-    help="Names of the classes, one a line or a JSON list, in the order of the head's rows; for a fine-tuned SRC only.",
-)
-@click.option("--licence", metavar="TEXT", show_default="unknown", help="Of SRC, for the card.")
-@click.option(
-    "--n-packets", type=click.IntRange(min=1), metavar="N", default=5, help="Of a flow that SRC reads."
-)
-@click.option(
-    "--header-bytes",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=80,
-    help="Bytes of each packet's header that SRC reads; the rest of what it reads is payload.",
-)
-@click.option(
-    "--field-policy", metavar="NAME", default="paper", help="What SRC must not see: paper, leak_free, none."
-)
+@source_options
 @click.option("--mark-direction", is_flag=True, help="SRC was trained with the direction marked.")
 @json_option
 def netmamba(
@@ -59,19 +84,86 @@ def netmamba(
     model is left behind. Sizes come from the shapes of the tensors.
     """
     from models.convert.netmamba import from_published
+
+    def map_source(read: Source, n_labels: int | None) -> Converted:
+        return from_published(
+            read,
+            n_labels=n_labels,
+            n_packets=n_packets,
+            header_bytes=header_bytes,
+            field_policy=field_policy,
+            mark_direction=mark_direction,
+        )
+
+    _convert(map_source, source, out, labels, licence, json=json)
+
+
+@convert.command("netmamba-plus", cls=NetclsCommand)
+@source_options
+@click.option(
+    "--n-sequence-packets",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=20,
+    help="Packets whose sizes and times SRC reads.",
+)
+@click.option(
+    "--signed-sizes/--unsigned-sizes",
+    default=None,
+    show_default="as in SRC, else unsigned",
+    help="Whether SRC was trained on sizes with a sign for the direction.",
+)
+@json_option
+def netmamba_plus(
+    source: str,
+    out: str,
+    labels: str | None,
+    licence: str | None,
+    n_packets: int,
+    header_bytes: int,
+    field_policy: str,
+    n_sequence_packets: int,
+    signed_sizes: bool | None,
+    json: bool,
+) -> None:
+    """A published NetMamba+ file to a checkpoint folder.
+
+    SRC as for netmamba. The checkpoint reads sizes and times as the published code does (`published_transform`), which
+    cannot tell padding from full packets nor times below a millisecond apart.
+    """
+    from models.convert.netmamba_plus import from_published
+
+    def map_source(read: Source, n_labels: int | None) -> Converted:
+        return from_published(
+            read,
+            n_labels=n_labels,
+            n_packets=n_packets,
+            header_bytes=header_bytes,
+            n_sequence_packets=n_sequence_packets,
+            signed_sizes=signed_sizes,
+            field_policy=field_policy,
+        )
+
+    _convert(map_source, source, out, labels, licence, json=json)
+
+
+def _convert(
+    map_source: Callable[[Source, int | None], Converted],
+    source: str,
+    out: str,
+    labels: str | None,
+    licence: str | None,
+    *,
+    json: bool,
+) -> None:
+    """Read, map, write, and say what went where."""
     from models.convert.save import read_labels, save_converted
     from models.convert.source import read_source
 
     names = read_labels(Path(labels)) if labels else None
     read = read_source(Path(source))
-    converted = from_published(
-        read,
-        n_labels=None if names is None else len(names),
-        n_packets=n_packets,
-        header_bytes=header_bytes,
-        field_policy=field_policy,
-        mark_direction=mark_direction,
-    )
+    converted = map_source(read, None if names is None else len(names))
+    missing = sorted(converted.state.keys() - {m.ours for m in converted.mapped})
     saved = save_converted(converted, read, Path(out), names or [], licence)
     rows = [
         {"name": m.name, "to": m.ours, "shape": list(m.shape), "dtype": m.dtype} for m in converted.mapped
@@ -90,12 +182,15 @@ def netmamba(
                 "source_sha256": read.sha256,
                 "mapped": rows,
                 "dropped": converted.dropped,
-                "missing": [],
+                "missing": missing,
             }
         )
         return
     _print_table(
-        rows, converted.dropped, f"{out}: {saved.kind} {saved.digest} of {len(rows)} tensors, none missing"
+        rows,
+        converted.dropped,
+        f"{out}: {saved.kind} {saved.digest} of {len(rows)} tensors, "
+        + (f"missing and set to 0: {', '.join(missing)}" if missing else "none missing"),
     )
 
 

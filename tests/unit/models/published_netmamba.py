@@ -16,7 +16,7 @@ DECODER_WIDTH, DECODER_BLOCKS = 16, 1
 N_STRIDES = N_BYTES // STRIDE
 
 
-def _block(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
+def block_shapes(prefix: str, width: int) -> dict[str, tuple[int, ...]]:
     inner, rank = 2 * width, math.ceil(width / 16)
     return {
         f"{prefix}.mixer.A_log": (inner, STATES),
@@ -42,7 +42,7 @@ def shapes(n_classes: int | None = None) -> dict[str, tuple[int, ...]]:
         "norm_f.weight": (WIDTH,),
     }
     for i in range(BLOCKS):
-        found |= _block(f"blocks.{i}", WIDTH)
+        found |= block_shapes(f"blocks.{i}", WIDTH)
     if n_classes is not None:
         return found | {"head.weight": (n_classes, WIDTH), "head.bias": (n_classes,)}
     found |= {
@@ -55,7 +55,7 @@ def shapes(n_classes: int | None = None) -> dict[str, tuple[int, ...]]:
         "decoder_pred.bias": (STRIDE,),
     }
     for i in range(DECODER_BLOCKS):
-        found |= _block(f"decoder_blocks.{i}", DECODER_WIDTH)
+        found |= block_shapes(f"decoder_blocks.{i}", DECODER_WIDTH)
     return found
 
 
