@@ -270,6 +270,11 @@ class FlowTable:
         """End all flows: those TCP has closed by END_DETECTED, the others by ``reason``. The table can be used on."""
         return self._until_done(lambda: flow_update.end_all(self._table, int(reason)))
 
+    def spare(self) -> FlowTable:
+        """A small empty table that keeps the same of each flow: to load the kernels with."""
+        sizes = TableSizes(_FEWEST_FLOWS, _FEWEST_FLOWS, flow_update.PACKET_ROWS, flow_update.PACKET_ROWS)
+        return FlowTable(FlowTableConfig(), self._keep, sizes=sizes)
+
     @property
     def most_flows(self) -> int:
         """Flows that can be open at the same time."""

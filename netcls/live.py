@@ -117,6 +117,7 @@ class LiveRun:
             duration_s=options.duration_s,
             save=save,
         )
+        self._loop.warm_up()
         self._stores = (
             [self._answerer.new_store(2 * table.most_flows) for table in self._loop.tables]
             if self._answerer

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
+
+from capture.block import PacketBlock
 from capture.decode import decode
 from capture.flow_batch import EndReason, KeepSpec
 from capture.flow_table import FlowTable, FlowTableConfig
@@ -16,7 +19,6 @@ from netcls.counters import Counters
 from netcls.step_queue import LiveStep, StepQueue
 
 if TYPE_CHECKING:
-    from capture.block import PacketBlock
     from netcls.output import Output
 
 _WAIT_S: Final = 0.05
@@ -66,6 +68,18 @@ class CaptureLoop:
         self._thread = threading.Thread(target=self._run, name="netcls-capture", daemon=True)
         self._next_advance_s = 0.0
         self._wall_offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def warm_up(self) -> None:
+        """Load or compile every kernel that packets go through; the ring would run full meanwhile."""
+        for source in self.sources:
+            source.warm_up()
+        block = _warm_up_block()
+        for table in self.tables[:1]:
+            spare = table.spare()
+            for _ in (*spare.push(block, decode(block)), *spare.advance(1), *spare.flush()):
+                pass
+        if self._save is not None:
+            pcap_records(block)
 
     def start(self) -> None:
         """Begin to capture."""
@@ -180,3 +194,15 @@ class CaptureLoop:
             "ready": queue.dropped_ready,
             "ended": queue.dropped_ended,
         }
+
+
+def _warm_up_block() -> PacketBlock:
+    """One packet that is no packet: the kernels are compiled for its columns all the same."""
+    return PacketBlock(
+        ts_ns=np.zeros(1, np.int64),
+        captured_len=np.ones(1, np.uint32),
+        wire_len=np.ones(1, np.uint32),
+        offset=np.zeros(1, np.int64),
+        link_type=np.zeros(1, np.uint16),
+        data=np.zeros(1, np.uint8),
+    )

@@ -14,10 +14,22 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from capture.kernels.flow_state import CLIENT_IS_HIGH, flows_of, slots_of
+from capture.kernels.flow_state import (
+    CLIENT_IS_HIGH,
+    LINK_BYTES,
+    NEXT,
+    OPEN_FLOW_BYTES,
+    PREV,
+    flows_of,
+    links_of,
+    prefetch,
+    slots_of,
+)
 
 NOT_FOUND: Final = -1
 _ROW = 0xFFFFFFFF
+_FORESEEN_SLOTS: Final = 4
+_CACHE_LINE: Final = 64
 
 
 @njit(cache=True, nogil=True)
@@ -58,6 +70,46 @@ def find(table, packet):  # type: ignore[no-untyped-def]
             if _has_key(flows_of(table)[row], packet):
                 return row
         at = (at + 1) & mask
+
+
+@njit(cache=True, nogil=True)
+def foresee_slot(table, packet):  # type: ignore[no-untyped-def]
+    """Have the slot of a coming packet fetched."""
+    prefetch(table.slots_at + 8 * (np.int64(packet.tag) & (table.n_slots - 1)))
+
+
+@njit(cache=True, nogil=True)
+def foreseen_row(table, packet):  # type: ignore[no-untyped-def]
+    """The row in which the flow of a coming packet probably is, 0 if it is not near its slot."""
+    slots = slots_of(table)
+    mask = slots.size - 1
+    tag = np.int64(packet.tag)
+    for step in range(_FORESEEN_SLOTS):
+        slot = slots[(tag + step) & mask]
+        if slot == 0:
+            return np.int64(0)
+        if np.int64(slot >> np.uint64(32)) == tag:
+            return np.int64(slot) & _ROW
+    return np.int64(0)
+
+
+@njit(cache=True, nogil=True)
+def foresee_flow(table, packet):  # type: ignore[no-untyped-def]
+    """Have the row of a coming packet's flow fetched, and its place in the lists."""
+    row = foreseen_row(table, packet)
+    at = table.flows_at + row * OPEN_FLOW_BYTES
+    for line in range(0, OPEN_FLOW_BYTES, _CACHE_LINE):
+        prefetch(at + line)
+    prefetch(table.links_at + row * LINK_BYTES)
+
+
+@njit(cache=True, nogil=True)
+def foresee_neighbours(table, packet):  # type: ignore[no-untyped-def]
+    """Have those fetched between which a coming packet's flow stands in the list: it will leave them."""
+    row = foreseen_row(table, packet)
+    links = links_of(table)
+    prefetch(table.links_at + np.int64(links[row, PREV]) * LINK_BYTES)
+    prefetch(table.links_at + np.int64(links[row, NEXT]) * LINK_BYTES)
 
 
 @njit(cache=True, nogil=True)

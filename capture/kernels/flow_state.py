@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from llvmlite import ir
 from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -82,7 +83,9 @@ def _open_flow_dtype() -> np.dtype[np.void]:
 OPEN_FLOW_DTYPE: Final = _open_flow_dtype()
 RECORD_WORDS: Final = FLOW_DTYPE.itemsize // 8
 PACKET_BYTES: Final = PACKET_DTYPE.itemsize
-OPEN_FLOW_WORDS: Final = OPEN_FLOW_DTYPE.itemsize // 8
+OPEN_FLOW_BYTES: Final = OPEN_FLOW_DTYPE.itemsize
+OPEN_FLOW_WORDS: Final = OPEN_FLOW_BYTES // 8
+LINK_BYTES: Final = 4 * N_LINKS
 
 # The one argument of every kernel here: limits, counters, and where the arrays lie (`*_at`: address of the first byte).
 # A record travels as one pointer; an array as seven words and a reference count, and helpers that LLVM does not
@@ -143,6 +146,22 @@ def _pointer(_context, address):  # type: ignore[no-untyped-def]
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(address), code
+
+
+@intrinsic
+def prefetch(_context, address):  # type: ignore[no-untyped-def]
+    """Have the processor fetch the cache line of an int64 address; any address will do, nothing is read."""
+
+    def code(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        pointer = builder.inttoptr(arguments[0], cgutils.voidptr_t)
+        # For writing, to be kept in all levels, data.
+        builder.call(function, [pointer, number(1), number(3), number(1)])
+        return _context.get_dummy_value()
+
+    return types.void(address), code
 
 
 @njit(cache=True, nogil=True)

@@ -62,6 +62,9 @@ class LiveSource(ABC):
         self.counters = LiveCounters()
         self._next_check_s = 0.0
 
+    def warm_up(self) -> None:  # noqa: B027 - most have nothing to do
+        """Load or compile what the first packet would have to wait for."""
+
     def begin(self) -> None:  # noqa: B027 - most have nothing to do
         """Packets may come from now on."""
 

@@ -50,6 +50,10 @@ class RingSource(LiveSource):
         self._is_held = False
         self._state = "up"
 
+    def warm_up(self) -> None:
+        """Load the walk's kernel; the ring is empty, so it finds nothing."""
+        self._walk(self._columns)
+
     def begin(self) -> None:
         """Packets may come from now on; what the kernel has counted so far is forgotten."""
         self._socket.statistics()
@@ -67,11 +71,8 @@ class RingSource(LiveSource):
             self._give_back()
         while self._status[self._at] & _STATUS_USER:
             self._is_held = True
-            block_bytes = self._socket.sizes.block_bytes
             columns = self._columns
-            n: int = walk_ring_block(
-                self._data, self._at * block_bytes, block_bytes, self.link_type == LINK_ETHERNET, *columns[:4]
-            )
+            n = self._walk(columns)
             if n:
                 block = PacketBlock(
                     columns.ts_ns[:n],
@@ -86,6 +87,14 @@ class RingSource(LiveSource):
                 return block
             self._give_back()
         return None
+
+    def _walk(self, columns: Columns) -> int:
+        """Fill the columns from the block at hand; returns the rows."""
+        block_bytes = self._socket.sizes.block_bytes
+        n: int = walk_ring_block(
+            self._data, self._at * block_bytes, block_bytes, self.link_type == LINK_ETHERNET, *columns[:4]
+        )
+        return n
 
     def _give_back(self) -> None:
         self._status[self._at] = 0
