@@ -8,7 +8,8 @@ A run is a function of seed and data, as in :mod:`models.learning.finetune`; wit
 
 A step may be cut in parts: ``accumulate`` parts one after the other, and each process of a team
 (:mod:`models.learning.team`) has its own. The flows of a step, their masks and the gradient are those of one batch of
-all parts, so memory and devices decide how a step is cut, not what it learns. Drop path alone is drawn for each part.
+all parts, so memory and devices decide how a step is cut, not what it learns. Two exceptions: drop path is drawn for
+each part, and a family whose loss is a mean over a number that varies (NetMamba+'s hidden sizes) takes it part by part.
 """
 
 from __future__ import annotations
@@ -290,6 +291,7 @@ class _Pretraining:
                     stack.enter_context(self._network.no_sync())  # type: ignore[operator]
                 with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
                     loss, _, _ = self._network(*inputs, generator=generator)
+                loss = self._team.reaching_all(loss, self._learner.model)
                 self._learner.add_gradient(loss, 1 / settings.accumulate)
             parts: dict[str, torch.Tensor] = getattr(self._learner.model, "losses", {})
             for name, value in {"loss": loss.detach(), **parts}.items():

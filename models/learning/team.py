@@ -20,7 +20,7 @@ from capture.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 WAIT: Final = timedelta(minutes=30)
 """How long a process waits for the others, for instance while they read captures."""
@@ -126,13 +126,28 @@ class Team:
                     )
 
     def share_gradients(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """``model`` so wrapped that a backward pass averages the gradients of all processes; alone, ``model``."""
+        """``model`` so wrapped that a backward pass averages the gradients of all processes; alone, ``model``.
+
+        The backward pass must reach every parameter: :meth:`reaching_all`.
+        """
         if self.place.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
         devices = [device.index] if device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(model, device_ids=devices)
+
+    def reaching_all(self, loss: Tensor, model: nn.Module) -> Tensor:
+        """``loss`` with a gradient of 0 for the parameters that it does not depend on; alone, ``loss``.
+
+        The other processes wait for each of them. A batch may leave some out (nothing of a kind was hidden), and
+        torch's own search for them warns on standard error.
+        """
+        if self.place.size == 1:
+            return loss
+        import torch
+
+        return loss + 0.0 * torch.stack([p.sum() for p in model.parameters()]).sum()
 
 
 @contextlib.contextmanager

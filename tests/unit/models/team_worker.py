@@ -13,10 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from capture.errors import NetclsError
 from models.families import FAMILIES
 from models.learning.pretrain import PretrainSettings, pretrain
 from models.learning.team import place_in_team
+from models.nets.netmamba import NetMambaPretrainer
 from tests.unit.models.tiny_family import labelled
 
 FAMILY = FAMILIES["netmamba"]
@@ -37,6 +41,14 @@ SETTINGS = PretrainSettings(
 )
 
 
+class WithSpare(NetMambaPretrainer):
+    """With a parameter that no loss depends on."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.spare = nn.Parameter(torch.ones(3))
+
+
 def losses(history: list[dict[str, Any]]) -> list[float]:
     return [entry["loss"] for entry in history]
 
@@ -45,7 +57,9 @@ def main() -> None:
     folder, ports = Path(sys.argv[1]), sys.argv[2:]
     rank = place_in_team().rank
 
-    def run(name: str, settings: PretrainSettings, tokens: Any = TOKENS, **more: Any) -> None:
+    def run(
+        name: str, settings: PretrainSettings, tokens: Any = TOKENS, family: Any = FAMILY, **more: Any
+    ) -> None:
         os.environ["MASTER_PORT"] = ports.pop()
         told: list[int] = []
 
@@ -54,7 +68,7 @@ def main() -> None:
 
         try:
             result = pretrain(
-                FAMILY, CONFIG, tokens, settings, run_dir=folder / name, on_progress=on_progress, **more
+                family, CONFIG, tokens, settings, run_dir=folder / name, on_progress=on_progress, **more
             )
             answer: Any = {
                 "losses": losses(result.history),
@@ -80,6 +94,7 @@ def main() -> None:
         type(TOKENS).take = take_and_stop  # type: ignore[method-assign]
     run("cut", SETTINGS)
     run("cut", SETTINGS, resume=True)
+    run("unused", SETTINGS, family=dataclasses.replace(FAMILY, build_pretrainer=WithSpare))
     run("options", dataclasses.replace(SETTINGS, seed=rank))
     run("flows", SETTINGS, labelled(40, seed=1 + rank).tokens)
 

@@ -18,7 +18,7 @@ from models.learning.pretrain import pretrain
 from models.learning.team import Place, Team, place_in_team, refuse_team
 from tests.unit.models.team_worker import CONFIG, FAMILY, SETTINGS, TOKENS, losses
 
-N_SCENARIOS = 5
+N_SCENARIOS = 6
 
 
 def free_ports(n: int) -> list[str]:
@@ -81,7 +81,13 @@ def test_a_signal_to_one_process_stops_and_saves_all(answers: list[list[dict[str
     assert resumed[0]["losses"] == answers[0][0]["answer"]["losses"]
 
 
-@pytest.mark.parametrize(("scenario", "name"), [(3, "seed"), (4, "flows")])
+def test_a_parameter_that_no_loss_depends_on_holds_nobody_up(answers: list[list[dict[str, Any]]]) -> None:
+    for rank in range(2):
+        expected = answers[rank][0]["answer"]["losses"]
+        assert answers[rank][3]["answer"]["losses"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("scenario", "name"), [(4, "seed"), (5, "flows")])
 def test_processes_that_disagree_are_told_about_what(
     answers: list[list[dict[str, Any]]], scenario: int, name: str
 ) -> None:

@@ -192,6 +192,7 @@ def test_torchrun_starts_the_command_and_one_process_writes(captures: Path, tmp_
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     report = json.loads(done.stdout)
     assert (report["training"]["processes"], report["training"]["flows_per_step"]) == (2, 8)
     assert load_checkpoint(tmp_path / "backbone").digest == report["checkpoint"]
