@@ -19,6 +19,7 @@ from models.learning.finetune import FinetuneSettings, finetune
 from models.learning.losses import ldam_margins, training_loss
 from models.learning.pretrain import PretrainSettings, pretrain
 from models.nets import netmamba_plus_inference
+from models.nets.adapters import add_low_rank
 from models.nets.netmamba_inference import covers
 from models.nets.netmamba_plus import (
     NetMambaPlusClassifier,
@@ -456,3 +457,37 @@ def test_a_resumed_run_reports_and_learns_what_an_uninterrupted_one_does(tmp_pat
     assert all(torch.equal(weight, resumed.state[name]) for name, weight in whole.state.items())
     for entry, again in zip(whole.history, resumed.history, strict=True):
         assert entry | {"elapsed_s": 0.0} == again | {"elapsed_s": 0.0}
+
+
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_head_and_adapter_learn_and_leave_a_plain_classifier(tmp_path: Path, method: str) -> None:
+    base = NetMambaPlusPretrainer(TINY).state_dict()
+    settings = FinetuneSettings(method=method, epochs=3, batch=16, learning_rate=1e-2, rank=2, threads=1)
+    data = labelled(60)
+    result = finetune(
+        "netmamba-plus", TINY, data, data, 3, settings, init_state=base, run_dir=tmp_path / "run"
+    )
+    model = NetMambaPlusClassifier(TINY, 3).eval()
+    model.load_state_dict(result.state)
+    is_body_kept = all(
+        torch.equal(base[name], weight)
+        for name, weight in result.state.items()
+        if not name.startswith("head.")
+    )
+    assert is_body_kept == (method == "head")
+    flows = some_flows(5, TINY)
+    assert (fast(model, flows) - model(*flows)).abs().max() < 1e-5
+
+
+def test_the_fast_path_reads_the_adapter_that_a_model_carries() -> None:
+    model, flows = classifier(), some_flows(4)
+    before = fast(model, flows)
+    add_low_rank(model, 2, 4.0)
+    assert (fast(model, flows) - before).abs().max() < 1e-5, "an adapter starts by changing nothing"
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".up"):
+                parameter += 0.1
+    assert covers(model)
+    assert (fast(model, flows) - before).abs().max() > 1e-3
+    assert (fast(model, flows) - model(*flows)).abs().max() < 1e-5
