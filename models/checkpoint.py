@@ -28,6 +28,7 @@ from models.checkpoint_files import (
     is_plain_name,
     read_files,
 )
+from models.tasks import CLASS, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +66,7 @@ class Checkpoint:
         card: data, split, seeds, commit, metrics, licence, known limits.
         state: tensor by name, on the CPU.
         digest: first 12 hex digits of the SHA-256 over config, labels, calibration and weights.
+        task: what the head answers; see :mod:`models.tasks`.
     """
 
     path: Path
@@ -79,6 +81,7 @@ class Checkpoint:
     card: dict[str, Any]
     state: dict[str, Tensor]
     digest: str
+    task: Task = CLASS
 
     @property
     def name(self) -> str:
@@ -104,6 +107,7 @@ class Checkpoint:
             calibration=self.calibration,
             card=self.card,
             state=self.state,
+            task=self.task,
         )
 
 
@@ -132,6 +136,7 @@ def save_checkpoint(
     card: Mapping[str, Any],
     state: Mapping[str, Tensor],
     representation_version: int | None = None,
+    task: Task = CLASS,
 ) -> Checkpoint:
     """Write a checkpoint folder at once or not at all.
 
@@ -147,6 +152,7 @@ def save_checkpoint(
         card: any JSON object.
         state: tensor by name.
         representation_version: None means the version of the code that runs.
+        task: what the head answers.
 
     Returns:
         The checkpoint as loaded back from what was written.
@@ -164,6 +170,7 @@ def save_checkpoint(
         representation,
         made.version if representation_version is None else representation_version,
         made.settings(),
+        task,
     )
     target = Path(directory)
 
@@ -279,6 +286,7 @@ def _row(files: CheckpointFiles) -> dict[str, Any]:
         "family": files.family,
         "kind": files.kind,
         "labels": files.labels,
+        "task": files.task.kind,
         "parameters": files.n_parameters,
         "size_bytes": files.size_bytes,
         "checkpoint": files.digest,
@@ -304,6 +312,7 @@ def _load_folder(folder: Path) -> Checkpoint:
         card=files.card,
         state=verify(files),
         digest=files.digest,
+        task=files.task,
     )
 
 

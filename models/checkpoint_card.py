@@ -25,6 +25,7 @@ def render_card(name: str, config: dict[str, Any], labels: list[str], card: dict
         "| | |",
         "|---|---|",
         f"| kind | {config['kind']} |",
+        *([f"| task | {_text(config['task'])} |"] if "task" in config else []),
         f"| family | {config['family']} |",
         f"| input | {representation['name']}-{representation['version']} |",
     ]

@@ -26,6 +26,7 @@ from typing import Any, Final
 from capture.errors import CheckpointError
 from models.bounded_json import canonical_json, read_json
 from models.safetensors_header import TensorEntry, read_header
+from models.tasks import CLASS, Task, read_task
 
 FORMAT: Final = 1
 KINDS: Final = ("classifier", "backbone")
@@ -62,6 +63,7 @@ class CheckpointFiles:
         representation_version: its version when the weights were trained.
         representation_settings: all its settings.
         labels: label names in the order of the head's rows; empty for a backbone.
+        task: what the head answers.
         calibration: of ``calibration.json``.
         card: of ``card.json``.
         tensors: header of the weights; the data is not read.
@@ -78,6 +80,7 @@ class CheckpointFiles:
     representation_version: int
     representation_settings: dict[str, Any]
     labels: list[str]
+    task: Task
     calibration: Calibration
     card: dict[str, Any]
     tensors: dict[str, TensorEntry]
@@ -120,6 +123,7 @@ def read_files(folder: Path) -> CheckpointFiles:
         representation_version=representation["version"],
         representation_settings=representation["settings"],
         labels=labels,
+        task=_task(folder / "config.json", config, labels),
         calibration=calibration,
         card=card,
         tensors=tensors,
@@ -135,8 +139,10 @@ def config_document(
     representation: str,
     representation_version: int,
     representation_settings: dict[str, Any],
+    task: Task = CLASS,
 ) -> dict[str, Any]:
-    """The value of ``config.json``."""
+    """The value of ``config.json``. A task other than ``class`` has its key; older checkpoints have none."""
+    more = {} if task == CLASS else {"task": task.document()}
     return {
         "format": FORMAT,
         "kind": kind,
@@ -147,6 +153,7 @@ def config_document(
             "version": representation_version,
             "settings": representation_settings,
         },
+        **more,
     }
 
 
@@ -231,7 +238,7 @@ def _check_config(path: Path, config: Any) -> None:
         raise CheckpointError(
             f"{path}: got format {config['format']!r:.40}, expected {FORMAT}; install the netcls that wrote it"
         )
-    check_keys(str(path), config, ("format", "kind", "family", "model", "representation"))
+    check_keys(str(path), _without_task(config), ("format", "kind", "family", "model", "representation"))
     if type(config["format"]) is not int:
         raise CheckpointError(f"{path}: got format {config['format']!r:.40}, expected {FORMAT}")
     if config["kind"] not in KINDS:
@@ -246,6 +253,20 @@ def _check_config(path: Path, config: Any) -> None:
     ):
         if type(value) is not kind:
             raise CheckpointError(f"{path}: got {_kind_of(value)} as {where}, expected {_KIND_NAMES[kind]}")
+
+
+def _without_task(config: Any) -> Any:
+    return {key: config[key] for key in config if key != "task"} if isinstance(config, dict) else config
+
+
+def _task(path: Path, config: dict[str, Any], labels: list[str]) -> Task:
+    if "task" not in config:
+        return CLASS
+    if config["kind"] != "classifier":
+        raise CheckpointError(
+            f"{path}: got a task for a {config['kind']}, expected one for a classifier only"
+        )
+    return read_task(config["task"], labels, str(path))
 
 
 def check_keys(where: str, value: Any, expected: tuple[str, ...]) -> None:

@@ -23,6 +23,7 @@ from models.checkpoint_verify import build_config, known_family
 from models.learning.calibration import softmax
 from models.learning.start import choose_device
 from models.precision import choose_precision
+from models.tasks import chances, from_log
 
 if TYPE_CHECKING:
     from capture.representations.base import TokenBatch
@@ -40,11 +41,15 @@ class Predictions:
         probabilities: float32 (F, C), calibrated, each row sums to 1.
         unknown_score: float32 (F,), 0 to 1: one minus the largest calibrated probability. Higher is stranger.
         unknown: bool (F,), the score is above the checkpoint's threshold; all False where it has none.
+        values: float32 (F, V). V is 0 for ``class``; a ``regression`` gives the quantiles of its number (V = 3) and one
+            column of probability 1; a ``multilabel`` checkpoint gives the probability of each label by itself (V = C),
+            which are ``probabilities`` too and sum to nothing in particular.
     """
 
     probabilities: NDArray[np.float32]
     unknown_score: NDArray[np.float32]
     unknown: NDArray[np.bool_]
+    values: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.unknown_score)
@@ -105,11 +110,15 @@ class Predictor:
         Source:
             Guo et al. 2017 (temperature scaling); Hendrycks and Gimpel 2017 (largest probability as a score).
         """
-        calibration = self.checkpoint.calibration
-        probabilities = softmax(self.logits(tokens), calibration.temperature)
+        calibration, kind = self.checkpoint.calibration, self.checkpoint.task.kind
+        logits = self.logits(tokens)
+        if kind != "class":
+            return _of_other_task(kind, logits, calibration.temperature)
+        probabilities = softmax(logits, calibration.temperature)
         score = (1.0 - probabilities.max(axis=1)).clip(0.0, 1.0).astype(np.float32)
         threshold = np.inf if calibration.unknown_threshold is None else calibration.unknown_threshold
-        return Predictions(probabilities.astype(np.float32), score, score > threshold)
+        no_values = np.empty((len(score), 0), np.float32)
+        return Predictions(probabilities.astype(np.float32), score, score > threshold, no_values)
 
     def logits(self, tokens: TokenBatch) -> NDArray[np.float32]:
         """What the network says before calibration.
@@ -150,6 +159,18 @@ class Predictor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _of_other_task(kind: str, logits: NDArray[np.float32], temperature: float) -> Predictions:
+    """Answers of a regression or of several labels at once; neither knows an unknown flow."""
+    if kind == "regression":
+        values = from_log(logits).astype(np.float32)
+        probabilities = np.ones((len(values), 1), np.float32)
+        score = np.zeros(len(values), np.float32)
+    else:
+        values = probabilities = chances(logits, temperature).astype(np.float32)
+        score = (1.0 - values.max(axis=1)).astype(np.float32)
+    return Predictions(probabilities, score, np.zeros(len(values), bool), values)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from netcls.event_batch import Answers, ModelName
 _NOT_TOLD: Final = -1
 
 
-def _row_dtype(n_top: int) -> np.dtype[Any]:
+def _row_dtype(n_top: int, n_values: int) -> np.dtype[Any]:
     return np.dtype(
         [
             ("index", "<i4", (n_top,)),
@@ -27,6 +27,7 @@ def _row_dtype(n_top: int) -> np.dtype[Any]:
             ("ready_by", "u1"),
             ("latency_us", "<i8"),
             ("told", "<i4"),
+            ("values", "<f4", (n_values,)),
         ]
     )
 
@@ -42,6 +43,7 @@ class AnswerStore:
         unknown_threshold: flows whose unknown score is above this are unknown; None: none is.
         limit: rows; beyond them the longest held is forgotten. None: no limit, for who pops every flow.
         is_live: whether answers say how and when they came about.
+        n_values: V, numbers that an answer has beside its labels.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class AnswerStore:
         *,
         limit: int | None = None,
         is_live: bool = False,
+        n_values: int = 0,
     ) -> None:
         self.model = model
         self._n_shown = min(n_top, len(model.labels))
@@ -59,7 +62,8 @@ class AnswerStore:
         self._threshold = unknown_threshold
         self._limit = limit
         self._is_live = is_live
-        self._rows = np.zeros(256, _row_dtype(self._n_kept))
+        self._n_values = n_values
+        self._rows = np.zeros(256, _row_dtype(self._n_kept, n_values))
         self._slot_of: dict[int, int] = {}
         self._free: list[int] = list(range(len(self._rows)))
 
@@ -73,6 +77,7 @@ class AnswerStore:
         unknown_score: NDArray[np.float32],
         packets_used: NDArray[np.uint16],
         ts_ns: NDArray[np.int64],
+        values: NDArray[np.float32] | None = None,
     ) -> None:
         """Keep the answers of F flows, in place of earlier ones of the same flows.
 
@@ -82,6 +87,7 @@ class AnswerStore:
             unknown_score: (F,), 0 to 1.
             packets_used: (F,).
             ts_ns: (F,), time of the last packet that each answer used.
+            values: (F, V); None where V is 0.
         """
         rows: NDArray[Any] = np.zeros(len(serial), self._rows.dtype)
         # A stable sort of the negated values: equal probabilities give the lower label index, always.
@@ -93,6 +99,8 @@ class AnswerStore:
             rows["unknown"] = unknown_score > self._threshold
         rows["packets_used"] = packets_used
         rows["ts_ns"] = ts_ns
+        if self._n_values:
+            rows["values"] = values
         rows["told"] = _NOT_TOLD
         names = serial.tolist()
         old = [(row, self._slot_of[name]) for row, name in enumerate(names) if name in self._slot_of]
@@ -171,6 +179,7 @@ class AnswerStore:
             answer_ts_ns=rows["ts_ns"],
             top_index=rows["index"][:, : self._n_shown],
             top_probability=rows["probability"][:, : self._n_shown],
+            values=rows["values"] if self._n_values else None,
             ready_by=rows["ready_by"] if self._is_live else None,
             latency_us=rows["latency_us"] if self._is_live else None,
             was_index=np.where(corrects, rows["told"], _NOT_TOLD) if self._is_live else None,

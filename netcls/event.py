@@ -25,6 +25,7 @@ from capture.flow_batch import (
     QUALITY_TRUNCATED,
     EndReason,
 )
+from models.tasks import LEAST_CHANCE, Task
 from netcls.event_batch import READY_BY_END, READY_BY_PACKETS, READY_BY_TIMEOUT, Answers, EventBatch
 
 SCHEMA_VERSION: Final = 1
@@ -64,6 +65,16 @@ class LabelProbability(msgspec.Struct, frozen=True, gc=False):
     probability: float
 
 
+class NumberPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The answer of a regression: the median, and the interval that holds it in 80 of 100 cases."""
+
+    name: str
+    unit: str
+    estimate: float
+    low: float
+    high: float
+
+
 class FlowPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """EVE's ``flow`` object. ``age`` in s; bytes are whole frames on the wire."""
 
@@ -88,6 +99,10 @@ class NetclsPart(msgspec.Struct, frozen=True, kw_only=True):
     unknown: bool | UnsetType = UNSET
     unknown_score: float | UnsetType = UNSET
     top: list[LabelProbability] | UnsetType = UNSET
+    labels: list[LabelProbability] | UnsetType = (
+        UNSET  # of a multi-label model: all that hold, likeliest first
+    )
+    number: NumberPart | UnsetType = UNSET  # of a regression, instead of a label
     phase: str | UnsetType = UNSET
     ready_by: str | UnsetType = UNSET  # live only
     final: bool | UnsetType = UNSET
@@ -213,7 +228,7 @@ def events_of(batch: EventBatch) -> Iterator[Event]:
         records["vlan"].tolist(),
         community_ids(records),
         _flow_parts(records),
-        _notes(records) if answers is None else _answered(answers, batch),
+        _notes(records) if answers is None else _in_the_task_s_form(_answered(answers, batch), answers),
         strict=True,
     )
     for ts_ns, flow_id, protocol, ip_v, client, server, port_0, port_1, vlan, join_key, flow, ours in columns:
@@ -336,6 +351,32 @@ def _live_parts(answers: Answers) -> Iterator[_LivePart]:
         answers.ready_by.tolist(), answers.latency_us.tolist(), answers.was_index.tolist(), strict=True
     ):
         yield _READY_BY[ready_by], latency_us, shown[was] if was >= 0 else UNSET
+
+
+def _in_the_task_s_form(parts: Iterator[NetclsPart], answers: Answers) -> Iterator[NetclsPart]:
+    """A number, or all the labels that hold, in place of the one label."""
+    if answers.values is None:
+        yield from parts
+        return
+    task, labels = answers.model.task, answers.model.labels
+    one_label = ("label", "probability", "nearest", "runner_up", "unknown", "unknown_score", "top")
+    without: dict[str, Any] = dict.fromkeys(one_label, UNSET)
+    for part, values in zip(parts, answers.values.tolist(), strict=True):
+        if task.kind == "regression":
+            yield msgspec.structs.replace(part, number=_number(task, values), **without)
+        else:
+            yield msgspec.structs.replace(part, labels=_holding(labels, values), **without)
+
+
+def _number(task: Task, quantiles: list[float]) -> NumberPart:
+    low, estimate, high = (float(f"{value:.4g}") for value in quantiles)
+    return NumberPart(name=task.target, unit=task.unit, estimate=estimate, low=low, high=high)
+
+
+def _holding(labels: tuple[str, ...], chances: list[float]) -> list[LabelProbability]:
+    """The labels that are likelier than not, likeliest first; may be empty."""
+    order = sorted(range(len(labels)), key=lambda index: -chances[index])
+    return [_labelled(labels[index], chances[index]) for index in order if chances[index] >= LEAST_CHANCE]
 
 
 def _labelled(label: str, probability: float) -> LabelProbability:

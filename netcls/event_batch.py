@@ -12,6 +12,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from models.tasks import CLASS, Task
+
 # How a flow became ready (`Answers.ready_by`), live.
 READY_BY_PACKETS: Final = 0
 READY_BY_TIMEOUT: Final = 1
@@ -26,13 +28,15 @@ class ModelName:
         name: as the checkpoint calls itself, for example ``netmamba-lab``.
         checkpoint: first 12 hex digits of the digest over weights and config.
         representation: name and version of the model's input, for example ``netmamba-1``.
-        labels: label names; an answer's ``label_index`` points into them.
+        labels: label names; an answer's ``label_index`` points into them. A regression has the name of its number.
+        task: what the model answers.
     """
 
     name: str
     checkpoint: str
     representation: str
     labels: tuple[str, ...]
+    task: Task = CLASS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Answers:
         answer_ts_ns: int64 (n,), time of the last packet that the answer used, nanoseconds since the epoch.
         top_index: int32 (n, k), the best k labels, best first; k is 0 unless asked for.
         top_probability: float32 (n, k), calibrated.
+        values: float32 (n, V), see :class:`models.predictor.Predictions`; None for a model of one label a flow.
         ready_by: uint8 (n,), a ``READY_BY_*``; None from files.
         latency_us: int64 (n,), from becoming ready to the answer, microseconds; None from files.
         was_index: int32 (n,), the label that was told before and is corrected by this one, ``len(labels)`` for
@@ -68,6 +73,7 @@ class Answers:
     answer_ts_ns: NDArray[np.int64]
     top_index: NDArray[np.int32]
     top_probability: NDArray[np.float32]
+    values: NDArray[np.float32] | None = None
     ready_by: NDArray[np.uint8] | None = None
     latency_us: NDArray[np.int64] | None = None
     was_index: NDArray[np.int32] | None = None

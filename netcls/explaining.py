@@ -127,6 +127,10 @@ def explain_flow(
 
     checkpoint = load_checkpoint(model) if isinstance(model, str) else model
     representation = build(checkpoint.representation, checkpoint.representation_settings)
+    if checkpoint.task.kind != "class":
+        raise UsageError(
+            f"{checkpoint.name}: its task is {checkpoint.task.kind}, expected a model of one label a flow"
+        )
     if label is not None and label not in checkpoint.labels:
         raise UsageError(
             f"--label: {checkpoint.name} has no label {label!r}{did_you_mean(label, checkpoint.labels)}; "

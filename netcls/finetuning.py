@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from capture.errors import DataError, UsageError
 from models.learning.team import refuse_team
+from models.tasks import CLASS, TASKS
 from netcls.datasets.build import BuildOptions, LabelledFlows
 from netcls.datasets.files import write_then_rename
 from netcls.datasets.labels import ClockOffset
@@ -28,7 +29,11 @@ from netcls.datasets.prepare import Prepared, prepare
 from netcls.datasets.shots import Shots, keep_shots
 from netcls.datasets.sources import DataOptions
 from netcls.datasets.splits import TEST, TRAIN, VALIDATION, GroupRule, SplitKind, SplitOptions
+from netcls.datasets.targets import UNITS
+from netcls.evaluation.card import card_of_run
 from netcls.evaluation.heldout import Measured, MeasureOptions, measure
+from netcls.goals import Goal, goal_of, measure_goal
+from netcls.provenance import code_version
 from netcls.recipes import DEFAULT_BASE, LOSSES, METHODS, RANDOM_WEIGHTS, Recipe, batch_for, recipe
 from netcls.training_run import CORPUS_FILE, check_out, wait_passively
 
@@ -54,6 +59,9 @@ class FinetuneOptions:
         base: checkpoint to start from, a name or a folder (backbone, or classifier whose head is replaced); ``none``:
             from random weights; None: the default checkpoint, or random weights where ``family``,
             ``representation`` or ``sizes`` say what the network is.
+        task: ``class``: one label a flow; ``regression``: the number ``target``; ``multilabel``: labels separated by
+            ``;`` in the label column.
+        target: ``bytes_left`` behind the packets that the model sees, or ``duration_s`` of the flow; of a regression.
         method: what is trained; ``full``: everything, ``head``: the linear head on the base's features, ``lora``: a
             low-rank adapter and the head.
         rank: of the adapter.
@@ -94,6 +102,8 @@ class FinetuneOptions:
     data: str
     out: str
     base: str | None = None
+    task: str = "class"
+    target: str | None = None
     method: str = "full"
     rank: int = 8
     alpha: float | None = None
@@ -131,6 +141,7 @@ class FinetuneOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"method {self.method!r} is not available; choose {', '.join(METHODS)}")
+        self._check_task()
         if self.loss not in LOSSES:
             raise UsageError(f"loss {self.loss!r} is not available; choose {', '.join(LOSSES)}")
         if self.method != "full" and self.start is None:
@@ -146,6 +157,23 @@ class FinetuneOptions:
         if self.start is not None and self.sizes:
             raise UsageError(
                 f"sizes {', '.join(self.sizes)} are given, but they follow from base {self.start!r}; leave them out"
+            )
+
+    def _check_task(self) -> None:
+        if self.task not in TASKS:
+            raise UsageError(f"task {self.task!r} is not available; choose {', '.join(TASKS)}")
+        targets = ", ".join(UNITS)
+        if self.task == "regression" and self.target not in UNITS:
+            raise UsageError(f"target is {self.target!r}, but a regression needs one; choose {targets}")
+        if self.task != "regression" and self.target is not None:
+            raise UsageError(
+                f"target {self.target!r} is given, but task {self.task!r} has none; use task regression"
+            )
+        if self.task != "class" and self.loss != "ce":
+            raise UsageError(f"loss {self.loss!r} is for task class; leave it out with task {self.task!r}")
+        if self.task != "class" and self.keep_adapter:
+            raise UsageError(
+                f"keep_adapter is given, but adapters are kept for task class only, not {self.task!r}"
             )
 
     @property
@@ -229,13 +257,19 @@ def run_finetune(options: FinetuneOptions, on_progress: Progress | None = None) 
         on_progress=lambda done, total: tell("read", {"done": done, "total": total}),
     )
     read_s = time.monotonic() - start_s
+    goal = goal_of(options.task, options.target, prepared, model.representation.keep.n_packets)
     shots = None if options.shots is None else keep_shots(prepared, options.shots, options.seed)
     overlap = corpus_overlap(model.base, prepared) if model.base is not None else ""
     settings = _settings(options, prepared)
-    trained = _train(options, settings, model, prepared, run_dir, tell)
-    checkpoint = _unsaved_checkpoint(out, model, prepared, trained)
-    result = measure(prepared, checkpoint, options.measure_options(), tell)
-    result.report.update(
+    trained = _train(options, settings, model, prepared, goal, run_dir, tell)
+    checkpoint = _unsaved_checkpoint(out, model, goal, trained)
+    result: Measured | None = None
+    if goal.task == CLASS:
+        result = measure(prepared, checkpoint, options.measure_options(), tell)
+        checkpoint, report = replace(checkpoint, calibration=result.calibration), result.report
+    else:
+        checkpoint, report = measure_goal(goal, prepared, checkpoint, options.measure_options(), tell)
+    report.update(
         {
             "out": str(out),
             "data": {"path": str(options.data), **prepared.report.as_dict()},
@@ -248,10 +282,20 @@ def run_finetune(options: FinetuneOptions, on_progress: Progress | None = None) 
         *prepared.split.warnings,
         *([overlap] if overlap else []),
         *(shots.sentences() if shots else []),
-        *filter(None, [result.report["calibration"]["comment"]]),
+        *goal.sentences(),
+        *filter(None, [report.get("calibration", {}).get("comment")]),
     ]
-    result.report["warnings"] = [*prepared.report.warnings, *limits]
-    return _write(options, model, prepared, checkpoint, result, limits, run_dir, trained.adapter)
+    report["warnings"] = [*prepared.report.warnings, *limits]
+    report["code"] = code_version()
+    card = card_of_run(
+        f"{checkpoint.name}: {model.family} fine-tuned",
+        Path(options.data).name,
+        report,
+        None if result is None else result.comparison,
+        licence=options.licence,
+        limits=limits,
+    )
+    return _write(options, model, replace(checkpoint, card=card), report, run_dir, trained.adapter)
 
 
 def _silent(_stage: str, _details: dict[str, Any]) -> None:
@@ -292,10 +336,10 @@ class _Start:
         return cls(base.family, representation, base.model_config, base)
 
 
-def _labelled_tokens(flows: LabelledFlows, rows: NDArray[np.intp]) -> LabelledTokens:
+def _labelled_tokens(flows: LabelledFlows, goal: Goal, rows: NDArray[np.intp]) -> LabelledTokens:
     from models.learning.batches import LabelledTokens
 
-    return LabelledTokens(flows.tokens.take(rows), flows.labels[rows], flows.group[rows])
+    return LabelledTokens(flows.tokens.take(rows), goal.targets[rows], flows.group[rows])
 
 
 def _settings(options: FinetuneOptions, prepared: Prepared) -> FinetuneSettings:
@@ -306,6 +350,7 @@ def _settings(options: FinetuneOptions, prepared: Prepared) -> FinetuneSettings:
     n_flows = len(prepared.split.rows(TRAIN))
     batch = options.batch or batch_for(n_flows)
     return FinetuneSettings(
+        task=options.task,
         method=options.method,
         rank=options.rank,
         alpha=options.adapter_alpha,
@@ -328,6 +373,7 @@ def _train(
     settings: FinetuneSettings,
     start: _Start,
     prepared: Prepared,
+    goal: Goal,
     run_dir: Path,
     tell: Progress,
 ) -> FinetuneResult:
@@ -340,9 +386,9 @@ def _train(
     return finetune(
         start.family,
         start.config,
-        _labelled_tokens(flows, split.rows(TRAIN)),
-        _labelled_tokens(flows, split.rows(VALIDATION)),
-        len(flows.label_names),
+        _labelled_tokens(flows, goal, split.rows(TRAIN)),
+        _labelled_tokens(flows, goal, split.rows(VALIDATION)),
+        len(goal.outputs),
         settings,
         init_state=None if start.base is None else start.base.state,
         run_dir=run_dir,
@@ -352,7 +398,7 @@ def _train(
     )
 
 
-def _unsaved_checkpoint(out: Path, start: _Start, prepared: Prepared, trained: FinetuneResult) -> Checkpoint:
+def _unsaved_checkpoint(out: Path, start: _Start, goal: Goal, trained: FinetuneResult) -> Checkpoint:
     """The trained network as a checkpoint in memory, not yet calibrated."""
     import dataclasses
 
@@ -367,11 +413,12 @@ def _unsaved_checkpoint(out: Path, start: _Start, prepared: Prepared, trained: F
         representation=start.representation.name,
         representation_version=start.representation.version,
         representation_settings=start.representation.settings(),
-        labels=list(prepared.flows.label_names),
+        labels=list(goal.outputs),
         calibration=Calibration(),
         card={},
         state=trained.state,
         digest="",
+        task=goal.task,
     )
 
 
@@ -422,34 +469,13 @@ def _training_facts(
 def _write(
     options: FinetuneOptions,
     start: _Start,
-    prepared: Prepared,
     checkpoint: Checkpoint,
-    result: Measured,
-    limits: list[str],
+    report: dict[str, Any],
     run_dir: Path,
     adapter: Adapter | None,
 ) -> dict[str, Any]:
     """Write the checkpoint folder, then adapter and report beside the weights, then forget the run's state."""
-    from netcls.evaluation.card import classifier_card
-    from netcls.provenance import code_version
-
-    report = result.report
-    report["code"] = code_version()
-    data = {key: value for key, value in report["data"].items() if key not in ("path", "warnings")}
-    training = {key: value for key, value in report["training"].items() if key != "history"}
-    card = classifier_card(
-        title=f"{checkpoint.name}: {start.family} fine-tuned on {len(prepared.flows.label_names)} classes",
-        comparison=result.comparison,
-        all_flows=report["test_with_repeated_inputs"],
-        calibration=report["calibration"],
-        data={"name": Path(options.data).name, "classes": len(checkpoint.labels), **data},
-        split=report["split"],
-        training=training,
-        code=report["code"],
-        licence=options.licence,
-        limits=limits,
-    )
-    saved = replace(checkpoint, calibration=result.calibration, card=card).save(options.out)
+    saved = checkpoint.save(options.out)
     report["checkpoint"] = saved.digest
     if options.keep_adapter and adapter is not None and start.base is not None:
         from models.adapter_files import save_adapter

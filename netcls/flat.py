@@ -7,12 +7,13 @@ from typing import Any, Final
 
 import msgspec
 
-from netcls.event import Event, FlowPart, LabelProbability, NetclsPart
+from netcls.event import Event, FlowPart, LabelProbability, NetclsPart, NumberPart
 
 _NESTED: Final[dict[str, type[msgspec.Struct]]] = {
     "flow": FlowPart,
     "netcls": NetclsPart,
     "netcls_runner_up": LabelProbability,
+    "netcls_number": NumberPart,
 }
 
 

@@ -82,15 +82,18 @@ class Answerer:
         self._predictor = Predictor(
             checkpoint, threads=options.threads, device=options.device, precision=options.precision
         )
+        task = checkpoint.task
         name = ModelName(
             checkpoint.name,
             checkpoint.digest,
             representation_id(self.representation),
-            tuple(checkpoint.labels),
+            (task.target,) if task.kind == "regression" else tuple(checkpoint.labels),
+            task,
         )
+        self._n_values = 0 if task.kind == "class" else len(checkpoint.labels)
         self._name, self._top = name, options.top
         self._threshold = checkpoint.calibration.unknown_threshold
-        self.store = AnswerStore(name, options.top, self._threshold)
+        self.store = AnswerStore(name, options.top, self._threshold, n_values=self._n_values)
 
     @classmethod
     def of(cls, options: RunOptions, checkpoint: Checkpoint | None) -> Answerer:
@@ -112,7 +115,9 @@ class Answerer:
 
     def new_store(self, limit: int) -> AnswerStore:
         """For the flows of an interface; see :class:`netcls.answers.AnswerStore`."""
-        return AnswerStore(self._name, self._top, self._threshold, limit=limit, is_live=True)
+        return AnswerStore(
+            self._name, self._top, self._threshold, limit=limit, is_live=True, n_values=self._n_values
+        )
 
     def warm_up(self) -> None:
         """So that the first flow finds everything compiled and loaded."""
@@ -129,7 +134,12 @@ class Answerer:
         last = np.maximum(tokens.packets_used.astype(np.intp), 1) - 1
         ts_ns = flows.packets["ts_ns"][np.arange(len(flows)), last]
         (self.store if store is None else store).put(
-            flows.records["serial"], said.probabilities, said.unknown_score, tokens.packets_used, ts_ns
+            flows.records["serial"],
+            said.probabilities,
+            said.unknown_score,
+            tokens.packets_used,
+            ts_ns,
+            said.values if self._n_values else None,
         )
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Final
 
-from netcls.event import Event, StatsEvent, events_of
+from netcls.event import Event, NumberPart, StatsEvent, events_of
 from netcls.event_batch import EventBatch
 from netcls.formats import EventWriter
 from netcls.output import Output
@@ -91,6 +91,17 @@ def _row(event: Event) -> Row:
         best = f"{ours.label} ({ours.nearest}?)" if isinstance(ours.nearest, str) else ours.label
         runner_up = f"{second.label} {second.probability:.2f}" if second else ""
         return [*cells, best, f"{ours.probability:.2f}", runner_up]
+    if isinstance(ours.number, NumberPart):
+        number = ours.number
+        return [
+            *cells,
+            f"{number.name} {number.estimate:g} {number.unit}",
+            "",
+            f"{number.low:g} to {number.high:g}",
+        ]
+    if isinstance(ours.labels, list):
+        names = ", ".join(said.label for said in ours.labels)
+        return [*cells, names, f"{ours.labels[0].probability:.2f}" if names else "", ""]
     return [*cells, str(flow.age), str(ours.end_reason or "")]
 
 

@@ -26,12 +26,12 @@ class LabelledTokens:
 
     Attributes:
         tokens: N rows.
-        labels: int64 (N,), 0 to C - 1.
+        labels: int64 (N,), 0 to C - 1; of other tasks see :mod:`models.learning.objectives`.
         groups: int64 (N,), flows of one group (capture, host, ...) never stand on both sides of a split.
     """
 
     tokens: TokenBatch
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     groups: NDArray[np.int64]
 
     def __post_init__(self) -> None:

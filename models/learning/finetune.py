@@ -21,21 +21,16 @@ import torch
 from numpy.typing import NDArray
 
 from capture.errors import UsageError
-from models.learning.batches import (
-    LabelledTokens,
-    check_labelled,
-    epoch_rows,
-    fingerprint,
-    step_seed,
-    to_device,
-)
-from models.learning.calibration import nll, softmax
-from models.learning.losses import LOSSES, training_loss
+from models.learning.batches import LabelledTokens, fingerprint, step_seed, to_device
+from models.learning.losses import LOSSES
 from models.learning.methods import METHODS, Full, HeadMethod, LowRankMethod, Method
+from models.learning.objectives import Objective, objective, start_head
 from models.learning.run_state import Interrupt, Learner, RunFolder, seeded
 from models.learning.schedules import cosine_with_warmup, parameter_groups, run_progress
 from models.learning.start import choose_device, identity_of, load_body, resolve, training_process
+from models.nets.adapters import head_of
 from models.predictor import forward
+from models.tasks import TASKS
 
 if TYPE_CHECKING:
     from models.families import Family
@@ -55,6 +50,7 @@ class FinetuneSettings:
     """How to fine-tune.
 
     Attributes:
+        task: what the head answers, see :mod:`models.tasks`.
         method: what learns: ``full``, ``head`` or ``lora``.
         rank: largest rank of a change of a weight (``lora``).
         alpha: a change is multiplied by alpha / rank (``lora``).
@@ -81,6 +77,7 @@ class FinetuneSettings:
         UsageError: from the constructor, for a value that cannot be.
     """
 
+    task: str = "class"
     method: str = "full"
     rank: int = 8
     alpha: float = 16.0
@@ -104,7 +101,7 @@ class FinetuneSettings:
     validation_batch: int = 64
 
     def __post_init__(self) -> None:
-        for name, known in (("method", METHODS), ("loss", LOSSES)):
+        for name, known in (("task", TASKS), ("method", METHODS), ("loss", LOSSES)):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
         least_of = {"epochs": 1, "batch": 1, "validation_batch": 1, "rank": 1, "seed": 0}
@@ -130,7 +127,8 @@ class FinetuneResult:
 
     Attributes:
         state: tensor by name of the best epoch, on the CPU.
-        history: one entry an epoch: epoch (from 1), step, loss, validation_loss, val_macro_f1 (None without
+        history: one entry an epoch: epoch (from 1), step, loss, validation_loss, the task's score (``val_macro_f1``, of
+            a regression ``val_r2``; None without
             validation flows), lr, elapsed_s.
         best_epoch: from 1; the last one without validation flows.
         adapter: of method ``lora``, also merged into ``state``; else None.
@@ -163,13 +161,13 @@ def finetune(
         model_config: its configuration object, or a mapping with every field.
         train: flows to learn from.
         validation: flows to choose the epoch by; may be empty.
-        n_labels: C.
+        n_labels: C; outputs of the head.
         settings: how.
         init_state: weights of a backbone or classifier to start from (its head is left out); None = from scratch.
         run_dir: where the state of the run is kept.
         resume: go on from the state in ``run_dir``; a finished run gives its result again.
         on_progress: called after each step and each validation with epoch, epochs, step, steps, loss, lr,
-            samples_per_s, eta_s and val_macro_f1 (of the last validation, else None).
+            samples_per_s, eta_s and the task's score (of the last validation, else None).
         augment: changes the arrays of a training batch, given a generator that depends on seed and step alone. Not
             with method ``head``, whose features are computed once.
 
@@ -184,8 +182,6 @@ def finetune(
         raise UsageError(
             "augment: got one with method 'head', whose features are computed once; leave it out"
         )
-    check_labelled(train, n_labels, "training flows")
-    check_labelled(validation, n_labels, "validation flows", may_be_empty=True)
     family, config = resolve(family, model_config)
     with training_process(settings.threads), Interrupt() as interrupt:
         device = choose_device(settings.device)
@@ -193,6 +189,12 @@ def finetune(
         model = family.build_classifier(config, n_labels)
         if init_state is not None:
             load_body(model, init_state, family, config)
+        goal = objective(
+            settings.task, train, n_labels, settings.loss, settings.balance, settings.label_smoothing, device
+        )
+        goal.check(train, "training flows", False)
+        goal.check(validation, "validation flows", True)
+        start_head(settings.task, head_of(model), train.labels)
         method = _method(model.to(device), train, validation, settings, device)
         groups = parameter_groups(
             method.network,
@@ -214,7 +216,7 @@ def finetune(
         learner = Learner(
             method.network, groups, (0.9, 0.999), settings.clip_norm, folder, settings.save_every_s
         )
-        run = _Finetuning(learner, method, n_labels, settings, device, interrupt, on_progress, augment)
+        run = _Finetuning(learner, method, goal, settings, device, interrupt, on_progress, augment)
         if resume:
             run.restore()
         return run.run()
@@ -228,7 +230,8 @@ def _method(
     device: torch.device,
 ) -> Method:
     if settings.method == "head":
-        return HeadMethod(model, train, validation, settings.validation_batch, device)
+        is_class = settings.task == "class"
+        return HeadMethod(model, train, validation, settings.validation_batch, device, fit_first=is_class)
     if settings.method == "lora":
         return LowRankMethod(model, train, validation, settings.rank, settings.alpha)
     return Full(model, train, validation)
@@ -241,7 +244,7 @@ class _Finetuning:
         self,
         learner: Learner,
         method: Method,
-        n_labels: int,
+        goal: Objective,
         settings: FinetuneSettings,
         device: torch.device,
         interrupt: Interrupt,
@@ -252,9 +255,7 @@ class _Finetuning:
         self._method = method
         self._train = method.train
         self._validation = method.validation
-        self._loss = training_loss(
-            settings.loss, method.train.labels, n_labels, settings.label_smoothing, device
-        )
+        self._goal = goal
         self._settings = settings
         self._device = device
         self._interrupt = interrupt
@@ -310,7 +311,7 @@ class _Finetuning:
     def _train_epoch(self) -> None:
         """The rest of this epoch's steps, or as many as there is time for (one at least in the first epoch)."""
         settings = self._settings
-        rows = epoch_rows(self._train.labels, settings.balance, settings.seed, self._epoch)
+        rows = self._goal.rows(settings.seed, self._epoch)
         self._n_steps_in_epoch = -(-len(rows) // settings.batch)
         self._learner.model.train()
         while self._step_in_epoch < self._n_steps_in_epoch:
@@ -334,7 +335,7 @@ class _Finetuning:
             arrays = self._augment(arrays, np.random.default_rng([settings.seed, 3, learner.step]))
         labels = torch.from_numpy(self._train.labels[rows]).to(self._device)
         logits = learner.model(*to_device(arrays, self._device))
-        loss = self._loss(logits.float(), labels)
+        loss = self._goal.loss(logits.float(), labels)
         progress = run_progress(
             learner.step + 1, self._total_steps(), learner.clock.elapsed_s, settings.max_seconds
         )
@@ -352,14 +353,14 @@ class _Finetuning:
     def _finish_epoch(self) -> None:
         """Validate, keep the best weights, decide whether to go on, save."""
         settings, learner = self._settings, self._learner
-        macro_f1, loss = self._validate()
+        score, loss = self._validate()
         self._history.append(
             {
                 "epoch": self._epoch + 1,
                 "step": learner.step,
                 "loss": self._loss_sum / max(self._step_in_epoch, 1),
                 "validation_loss": loss,
-                "val_macro_f1": macro_f1,
+                self._goal.score_name: score,
                 "lr": learner.learning_rate,
                 "elapsed_s": learner.clock.elapsed_s,
             }
@@ -381,17 +382,15 @@ class _Finetuning:
             raise KeyboardInterrupt
 
     def _is_best(self) -> bool:
-        """Whether the newest epoch beats all before: by macro-F1, then by validation loss."""
-        new = self._history[-1]
-        if new["val_macro_f1"] is None or self._best_epoch == 0:
+        """Whether the newest epoch beats all before: by its score, then by validation loss."""
+        new, name = self._history[-1], self._goal.score_name
+        if new[name] is None or self._best_epoch == 0:
             return True
         best = self._history[self._best_epoch - 1]
-        return bool(
-            (new["val_macro_f1"], -new["validation_loss"]) > (best["val_macro_f1"], -best["validation_loss"])
-        )
+        return bool((new[name], -new["validation_loss"]) > (best[name], -best["validation_loss"]))
 
     def _validate(self) -> tuple[float | None, float | None]:
-        """Macro-F1 and negative log-likelihood of the validation flows."""
+        """Score and loss of the validation flows."""
         if len(self._validation) == 0:
             return None, None
         self._learner.model.eval()
@@ -401,14 +400,12 @@ class _Finetuning:
             tokens = self._validation.tokens.take(slice(start, start + batch))
             parts.append(forward(self._learner.model, tokens, self._device).numpy())
             self._save_if_interrupted()
-        probabilities = softmax(np.concatenate(parts))
-        labels = self._validation.labels
-        return macro_f1(probabilities.argmax(axis=1), labels), nll(probabilities, labels)
+        return self._goal.judge(np.concatenate(parts), self._validation.labels)
 
     def _report(self, loss: float) -> None:
         if self._on_progress is None:
             return
-        settings, learner = self._settings, self._learner
+        settings, learner, name = self._settings, self._learner, self._goal.score_name
         left = max(self._total_steps() - learner.step, 0) * settings.batch
         rate = learner.clock.samples_per_s
         eta_s = left / rate if rate else 0.0
@@ -424,20 +421,6 @@ class _Finetuning:
                 "lr": learner.learning_rate,
                 "samples_per_s": rate,
                 "eta_s": eta_s,
-                "val_macro_f1": self._history[-1]["val_macro_f1"] if self._history else None,
+                name: self._history[-1][name] if self._history else None,
             }
         )
-
-
-def macro_f1(predicted: NDArray[np.integer[Any]], labels: NDArray[np.int64]) -> float:
-    """Mean over the labels that occur, or were answered, of the harmonic mean of precision and recall.
-
-    Args:
-        predicted: (N,).
-        labels: int64 (N,), N > 0.
-    """
-    n_labels = int(max(predicted.max(), labels.max())) + 1
-    right = np.bincount(labels[predicted == labels], minlength=n_labels)
-    together = np.bincount(labels, minlength=n_labels) + np.bincount(predicted, minlength=n_labels)
-    occurs = together > 0
-    return float((2.0 * right[occurs] / together[occurs]).mean())

@@ -112,6 +112,7 @@ class HeadMethod:
         validation: flows to choose the epoch by.
         batch: flows at a time.
         device: where ``model`` is.
+        fit_first: start from the logistic regression; for one label a flow.
 
     Source:
         MAE (He et al. 2021, arXiv 2111.06377), appendix A.1: linear probing normalises the features.
@@ -124,6 +125,8 @@ class HeadMethod:
         validation: LabelledTokens,
         batch: int,
         device: torch.device,
+        *,
+        fit_first: bool = True,
     ) -> None:
         self._model = model
         self.network: nn.Module = _HeadAlone(head_of(model)).to(device)
@@ -133,10 +136,11 @@ class HeadMethod:
         self._deviation = np.maximum(deviation, _LEAST_DEVIATION)
         self.train = self._standardised(features, train)
         self.validation = self._standardised(_features(model, validation, batch, device), validation)
-        weight, bias = logistic_regression(
-            self.train.tokens.arrays["features"], train.labels, head_of(model).out_features
-        )
-        self.network.load_state_dict({"head.weight": weight, "head.bias": bias})
+        if fit_first:
+            weight, bias = logistic_regression(
+                self.train.tokens.arrays["features"], train.labels, head_of(model).out_features
+            )
+            self.network.load_state_dict({"head.weight": weight, "head.bias": bias})
 
     def learned(self) -> dict[str, Tensor]:
         """The head of standardised features."""

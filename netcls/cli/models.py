@@ -80,6 +80,7 @@ def show(name: str, json: bool) -> None:
         files.representation,
         files.representation_version,
         files.representation_settings,
+        files.task,
     )
     card = render_card(files.path.name, config, files.labels, files.card)
     with Output() as output:
@@ -191,6 +192,7 @@ def _description(files: CheckpointFiles) -> dict[str, Any]:
         "family": files.family,
         "kind": files.kind,
         "labels": files.labels,
+        "task": files.task.document(),
         "parameters": files.n_parameters,
         "size_bytes": files.size_bytes,
         "checkpoint": files.digest,

@@ -30,6 +30,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 METHODS: Final = ("full", "head", "lora")
 LOSSES: Final = ("ce", "ldam")
+TASKS: Final = ("class", "regression", "multilabel")
+TARGETS: Final = ("bytes_left", "duration_s")
 
 
 def run_options(function: F) -> F:
@@ -78,6 +80,18 @@ def run_options(function: F) -> F:
     metavar="NAME|DIR|none",
     show_default="default; none with --size, --family or --representation",
     help="Checkpoint to start from; none: random weights.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default="class",
+    help="What the head answers: one label, a number (--target), or labels separated by ';'.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    show_default="none",
+    help="Number to predict (--task regression): bytes behind the packets that the model sees, or the flow's duration.",
 )
 @click.option(
     "--method",
@@ -334,14 +348,29 @@ def _finish(options: dict[str, Any], result: dict[str, Any], lines: list[str]) -
 def _finetune_lines(result: dict[str, Any]) -> list[str]:
     from netcls.table import table_text
 
-    columns = ("name", ">macro-F1", ">low", ">high", ">accuracy", "sees")
-    numbers = ("macro_f1", "macro_f1_low", "macro_f1_high", "accuracy")
+    columns, numbers = _COLUMNS[result.get("task", {}).get("kind", "class")]
     rows = [
-        [row["name"], *(_three_digits(row[number]) for number in numbers), row["note"] or row["sees"]]
+        [row["name"], *(_three_digits(row[number]) for number in numbers), row["note"] or row.get("sees", "")]
         for row in result["baselines"]
     ]
     table = table_text(columns, rows, on_terminal=False).rstrip("\n")
     return [table, "", result["verdict"], f"checkpoint {result['checkpoint']} in {result['out']}"]
+
+
+_COLUMNS: Final = {
+    "class": (
+        ("name", ">macro-F1", ">low", ">high", ">accuracy", "sees"),
+        ("macro_f1", "macro_f1_low", "macro_f1_high", "accuracy"),
+    ),
+    "regression": (
+        ("name", ">mean error, log10", ">low", ">high", ">R2", ">within factor 2", ""),
+        ("mae_log10", "mae_log10_low", "mae_log10_high", "r2", "within_factor_2"),
+    ),
+    "multilabel": (
+        ("name", ">macro-F1", ">micro-F1", ">all right", ">low", ">high", ""),
+        ("macro_f1", "micro_f1", "exact", "exact_low", "exact_high"),
+    ),
+}
 
 
 def _three_digits(value: float | None) -> str:

@@ -76,6 +76,103 @@ def classifier_card(
     }
 
 
+def card_of_run(
+    title: str,
+    data_name: str,
+    report: Mapping[str, Any],
+    comparison: Comparison | None,
+    *,
+    licence: str,
+    limits: Sequence[str],
+) -> dict[str, Any]:
+    """The card of what a fine-tuning run made, from its report.
+
+    Args:
+        title: of the page.
+        data_name: what the data is called.
+        report: as ``report.json``.
+        comparison: of a classifier; None for other tasks.
+        licence: of the weights.
+        limits: sentences for the list of limits.
+    """
+    data = {key: value for key, value in report["data"].items() if key not in ("path", "warnings")}
+    about: dict[str, Any] = {
+        "split": report["split"],
+        "training": {key: value for key, value in report["training"].items() if key != "history"},
+        "code": report["code"],
+        "licence": licence,
+        "limits": limits,
+    }
+    if comparison is None:
+        return other_card(title=title, report=report, data={"name": data_name, **data}, **about)
+    return classifier_card(
+        title=f"{title} on {len(report['labels'])} classes",
+        comparison=comparison,
+        all_flows=report["test_with_repeated_inputs"],
+        calibration=report["calibration"],
+        data={"name": data_name, "classes": len(report["labels"]), **data},
+        **about,
+    )
+
+
+def other_card(
+    *,
+    title: str,
+    report: Mapping[str, Any],
+    data: Mapping[str, Any],
+    split: Mapping[str, Any],
+    training: Mapping[str, Any],
+    code: Mapping[str, Any],
+    licence: str,
+    limits: Sequence[str],
+) -> dict[str, Any]:
+    """Card of a regression or multi-label checkpoint.
+
+    Args:
+        title: of the page.
+        report: from `netcls.goals.measure_goal`.
+        data: as for a classifier; so are all below.
+        split: as there.
+        training: as there.
+        code: as there.
+        licence: as there.
+        limits: as there.
+    """
+    task, test = report["task"], report["test"]
+    if task["kind"] == "regression":
+        interval = report["interval"]
+        scores = (
+            f"Predicts {task['target']} ({task['unit']}) of flows longer than what it sees: mean error "
+            f"{test['mae_log10']:.3f} powers of ten [{test['mae_log10_low']:.3f}, {test['mae_log10_high']:.3f}], "
+            f"within a factor of 2 for {test['within_factor_2']:.0%} of {test['flows']} test flows; its interval of "
+            f"{interval['wanted']:.0%} holds {interval['coverage']:.0%}."
+        )
+    else:
+        scores = (
+            f"Several labels at once: macro-F1 {test['macro_f1']:.3f} over the labels, all labels right for "
+            f"{test['exact']:.0%} [{test['exact_low']:.0%}, {test['exact_high']:.0%}] of {test['flows']} test flows."
+        )
+    more = {key: report[key] for key in ("interval", "per_label", "calibration") if key in report}
+    return {
+        "title": title,
+        "summary": f"{report['verdict']} {scores} Split: {split['description']}.",
+        "task": dict(task),
+        "metrics": {key: value for key, value in test.items() if key not in ("name", "note")},
+        "baselines": list(report["baselines"]),
+        **more,
+        "split": _flat(split),
+        "data": dict(data),
+        "training": dict(training),
+        "code": dict(code),
+        "licence": licence,
+        "known_limits": [
+            *limits,
+            *_limits_of_split(split),
+            "Measured on the data named here; other networks, systems and years will give other numbers.",
+        ],
+    }
+
+
 def _flat(split: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in split.items() if value not in ([], None)}
 

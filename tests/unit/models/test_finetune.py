@@ -14,7 +14,8 @@ import torch
 
 from capture.errors import CheckpointError, DataError, TrainingError, UsageError
 from models.learning.batches import LabelledTokens
-from models.learning.finetune import FinetuneResult, FinetuneSettings, finetune, macro_f1
+from models.learning.finetune import FinetuneResult, FinetuneSettings, finetune
+from models.learning.objectives import macro_f1
 from tests.unit.models.tiny_family import TINY, TinyConfig, TinyPretrainer, labelled
 
 SETTINGS = FinetuneSettings(epochs=4, batch=16, learning_rate=2e-2, threads=1, device="cpu", seed=3)

@@ -16,9 +16,10 @@ from capture.errors import CheckpointError, UsageError
 from models.adapter_files import load_adapter, merged_checkpoint, network_for_adapters, save_adapter
 from models.checkpoint import Calibration, Checkpoint, save_checkpoint
 from models.learning.batches import LabelledTokens
-from models.learning.finetune import FinetuneResult, FinetuneSettings, finetune, macro_f1
+from models.learning.finetune import FinetuneResult, FinetuneSettings, finetune
 from models.learning.losses import MAX_MARGIN, ldam_margins, training_loss
 from models.learning.methods import logistic_regression
+from models.learning.objectives import macro_f1
 from models.nets.adapters import AdapterSlot
 from tests.unit.models.tiny_family import (
     TINY,
