@@ -574,6 +574,7 @@ def test_the_list_tells_what_each_checkpoint_is(shipped: Path) -> None:
         "family": "tiny",
         "kind": "classifier",
         "labels": ["a", "b", "c"],
+        "task": "class",
         "parameters": sum(tensor.numel() for tensor in lab.state.values()),
         "size_bytes": sum(p.stat().st_size for p in lab.path.iterdir() if p.name != "README.md"),
         "checkpoint": lab.digest,
