@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FAMILY: Final = "netmamba"
+PUBLISHED_FAMILIES: Final = (FAMILY, "netmamba-plus")
+_HEAD_BIAS: Final = "head.bias"
 _PREFIX: Final = "module."  # of torch's DistributedDataParallel
 _DECODER: Final = ("mask_token", "decoder_")
 
@@ -109,7 +111,7 @@ def from_published(
 
 
 def check_published(family: str, model_config: Mapping[str, Any], where: str) -> None:
-    """The published code knows one family, built one way.
+    """The published code knows two families, each built one way.
 
     Args:
         family: of a checkpoint.
@@ -117,11 +119,12 @@ def check_published(family: str, model_config: Mapping[str, Any], where: str) ->
         where: names it in an error.
 
     Raises:
-        CheckpointError: for another family, or for an ablation of it.
+        CheckpointError: for another family, or for an ablation of one.
     """
-    if family != FAMILY:
+    if family not in PUBLISHED_FAMILIES:
         raise CheckpointError(
-            f"{where}: got family {family!r:.80}, expected {FAMILY!r}; only that one has published names"
+            f"{where}: got family {family!r:.80}, expected one of {', '.join(PUBLISHED_FAMILIES)}; only those have "
+            "published names"
         )
     for name in ("bidirectional", "positions"):
         ours, theirs = model_config.get(name), getattr(NetMambaConfig(), name)
@@ -131,23 +134,27 @@ def check_published(family: str, model_config: Mapping[str, Any], where: str) ->
             )
 
 
-def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A NetMamba's tensors under the published names, for ``load_state_dict`` of the published code.
+def to_published(state: Mapping[str, Tensor], family: str = FAMILY) -> dict[str, Tensor]:
+    """A checkpoint's tensors under the published names, for ``load_state_dict`` of the published code.
 
-    Ours are the same, so the values are the same objects; that it stays so is held by the tests.
+    Ours are the same, so the values are the same objects; that it stays so is held by the tests. NetMamba+'s published
+    head has no bias: one of zeros, as the conversion adds it, is left out; a trained one stays, and the published
+    network must then be built with ``head_bias=True``.
 
     Args:
-        state: of a checkpoint of family ``netmamba``.
+        state: of a checkpoint of that family.
+        family: one of :data:`PUBLISHED_FAMILIES`.
     """
-    return dict(state)
+    is_spare = family != FAMILY and _HEAD_BIAS in state and not bool(state[_HEAD_BIAS].any())
+    return {name: tensor for name, tensor in state.items() if not (is_spare and name == _HEAD_BIAS)}
 
 
 def mixer_state(state: Mapping[str, Tensor], block: str) -> dict[str, Tensor]:
     """One block's mixer, for ``load_state_dict`` of ``mamba_ssm``'s ``Mamba(d_model, d_state, d_conv, expand)``.
 
     Args:
-        state: of a checkpoint of family ``netmamba``.
-        block: ``blocks.0``, or ``decoder_blocks.0`` of a backbone.
+        state: of a checkpoint of one of :data:`PUBLISHED_FAMILIES`.
+        block: ``blocks.0``, or ``decoder_blocks.0`` of a backbone; NetMamba+: ``encoder_blocks.0``.
 
     Returns:
         ``A_log``, ``D`` and ``conv1d``, ``in_proj``, ``x_proj``, ``dt_proj``, ``out_proj`` with weights and biases.
@@ -185,7 +192,8 @@ def _kind(source: Source, names: Mapping[str, str]) -> str:
     shown = ", ".join(repr(name[:60]) for name in list(names)[:3])
     raise CheckpointError(
         f"{source.path}: got {len(names)} tensors ({shown}{', ...' if len(names) > 3 else ''}), expected those of a "
-        "published NetMamba (cls_token, pos_embed, blocks.0.mixer.A_log, ...); it is of another model"
+        "published NetMamba (cls_token, pos_embed, blocks.0.mixer.A_log, ...); "
+        + ("use `netcls convert netmamba-plus`" if "byte_cls_token" in names else "it is of another model")
     )
 
 

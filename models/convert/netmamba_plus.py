@@ -90,7 +90,8 @@ def _kind(source: Source, names: Mapping[str, str]) -> str:
     raise CheckpointError(
         f"{source.path}: got {len(names)} tensors ({shown}{', ...' if len(names) > 3 else ''}), expected those of a "
         "published NetMamba+ (byte_cls_token, size_cls_token, iat_cls_token, pos_embed, and head.weight or "
-        "byte_mask_token); it is of another model"
+        "byte_mask_token); "
+        + ("use `netcls convert netmamba`" if "cls_token" in names else "it is of another model")
     )
 
 

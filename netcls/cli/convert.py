@@ -209,9 +209,10 @@ def _convert(
 )
 @json_option
 def to_published(name: str, out: str, mixer: str | None, json: bool) -> None:
-    """A checkpoint of family netmamba to a file for the published code, or for mamba_ssm.
+    """A checkpoint of family netmamba or netmamba-plus to a file for the published code, or for mamba_ssm.
 
-    The published code loads it with `--finetune FILE` (a backbone) or `--resume FILE`; one block with
+    The published code loads it with `--finetune FILE` (a backbone) or `--resume FILE` (a netmamba-plus whose head
+    has a trained bias needs `head_bias=True` there); one block with
     `mamba_ssm.Mamba(...).load_state_dict(torch.load(FILE, weights_only=True))`.
     """
     from models.checkpoint import load_checkpoint
@@ -221,7 +222,7 @@ def to_published(name: str, out: str, mixer: str | None, json: bool) -> None:
     checkpoint = load_checkpoint(name)
     published.check_published(checkpoint.family, checkpoint.model_config, str(checkpoint.path))
     tensors = (
-        published.to_published(checkpoint.state)
+        published.to_published(checkpoint.state, checkpoint.family)
         if mixer is None
         else published.mixer_state(checkpoint.state, mixer)
     )

@@ -239,7 +239,10 @@ def test_header_and_payload_share_what_the_weights_read() -> None:
 def test_only_netmamba_has_published_names() -> None:
     check_published("netmamba", {"bidirectional": False, "positions": True, "d_model": 8}, "x")
     check_published("netmamba", {"d_model": 8}, "x")
-    with pytest.raises(CheckpointError, match="x: got family 'tiny', expected 'netmamba'"):
+    check_published("netmamba-plus", {"d_model": 8}, "x")
+    with pytest.raises(
+        CheckpointError, match="x: got family 'tiny', expected one of netmamba, netmamba-plus"
+    ):
         check_published("tiny", {}, "x")
 
 

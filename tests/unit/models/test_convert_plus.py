@@ -15,6 +15,8 @@ from torch import Tensor
 from capture.errors import CheckpointError, UsageError
 from capture.representations.base import TokenBatch
 from models.checkpoint import load_checkpoint
+from models.convert import netmamba
+from models.convert.netmamba import mixer_state, to_published
 from models.convert.netmamba_plus import from_published
 from models.convert.source import Source
 from models.families import FAMILIES
@@ -22,6 +24,7 @@ from models.predictor import Predictor
 from netcls.cli.main import main
 from tests.property.test_netmamba_plus_tokens import random_flows
 from tests.reference import netmamba_plus as twin
+from tests.unit.models import published_netmamba
 from tests.unit.models import published_netmamba_plus as published
 
 Capfd = pytest.CaptureFixture[str]
@@ -109,6 +112,30 @@ def test_a_converted_classifier_answers_what_the_float64_twin_does(tmp_path: Pat
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     assert main(arguments) == 0
     assert capfd.readouterr().out.splitlines()[-1].endswith("missing and set to 0: head.bias")
+
+
+def test_the_way_back_changes_no_bit_and_leaves_a_bias_of_zeros_out() -> None:
+    backbone, classifier = published.state(), published.state(n_classes=3)
+    converted = from_published(source_of(classifier), n_labels=3, n_sequence_packets=N)
+    for given, state in (
+        (backbone, from_published(source_of(backbone), n_sequence_packets=N).state),
+        (classifier, converted.state),
+    ):
+        back = to_published(state, "netmamba-plus")
+        assert back.keys() == given.keys()
+        assert all(torch.equal(back[name], tensor) for name, tensor in given.items())
+    trained = converted.state | {"head.bias": torch.ones(3)}
+    assert to_published(trained, "netmamba-plus").keys() == trained.keys()
+    assert (
+        mixer_state(backbone, "encoder_blocks.1").keys() == mixer_state(backbone, "encoder_blocks.0").keys()
+    )
+
+
+def test_each_command_sends_the_other_family_s_file_to_the_other() -> None:
+    with pytest.raises(CheckpointError, match="use `netcls convert netmamba-plus`"):
+        netmamba.from_published(source_of(published.state()))
+    with pytest.raises(CheckpointError, match="use `netcls convert netmamba`"):
+        from_published(source_of(published_netmamba.state()))
 
 
 @pytest.mark.parametrize(
