@@ -139,6 +139,29 @@ class Predictor:
             pass
         return out
 
+    def logits_and_features(self, tokens: TokenBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits, and what the head reads of each flow: float32 (F, C) and (F, D).
+
+        Raises:
+            UsageError: for a network that has no features and no linear head.
+        """
+        network, head = self._model, getattr(self._model, "head", None)
+        if not (hasattr(network, "features") and isinstance(head, torch.nn.Linear)):
+            raise UsageError(f"{self.checkpoint.path}: family {self.checkpoint.family!r} shows no features")
+        features = np.empty((len(tokens), head.in_features), np.float32)
+
+        @torch.inference_mode()
+        def answer(start: int) -> None:
+            arrays = tokens.take(slice(start, start + self._batch)).arrays.values()
+            inputs = (torch.tensor(array, device=self.device) for array in arrays)
+            features[start : start + self._batch] = network.features(*inputs).float().cpu().numpy()  # type: ignore[operator]
+
+        for _ in self._pool.map(answer, range(0, len(tokens), self._batch)):
+            pass
+        with torch.inference_mode():
+            logits = head(torch.from_numpy(features).to(self.device)).float().cpu().numpy()
+        return logits, features
+
     def warm_up(self) -> None:
         """Answer a made-up micro-batch in every worker, so that the first real flow finds compiled kernels."""
         representation = build(self.checkpoint.representation, self.checkpoint.representation_settings)

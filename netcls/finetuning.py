@@ -27,15 +27,16 @@ from netcls.datasets.files import write_then_rename
 from netcls.datasets.labels import ClockOffset
 from netcls.datasets.prepare import Prepared, prepare
 from netcls.datasets.shots import Shots, keep_shots
-from netcls.datasets.sources import DataOptions
-from netcls.datasets.splits import TEST, TRAIN, VALIDATION, GroupRule, SplitKind, SplitOptions
+from netcls.datasets.sources import DataOptions, LabelledCapture
+from netcls.datasets.splits import CALIBRATION, TEST, TRAIN, VALIDATION, GroupRule, SplitKind, SplitOptions
 from netcls.datasets.targets import UNITS
 from netcls.evaluation.card import card_of_run
 from netcls.evaluation.heldout import Measured, MeasureOptions, measure
+from netcls.evaluation.seen_captures import seen_captures, write_seen_captures
 from netcls.goals import Goal, goal_of, measure_goal
 from netcls.provenance import code_version
 from netcls.recipes import DEFAULT_BASE, LOSSES, METHODS, RANDOM_WEIGHTS, Recipe, batch_for, recipe
-from netcls.training_run import CORPUS_FILE, check_out, wait_passively
+from netcls.training_run import check_out, wait_passively
 
 if TYPE_CHECKING:
     from capture.representations.base import Representation
@@ -295,7 +296,8 @@ def run_finetune(options: FinetuneOptions, on_progress: Progress | None = None) 
         licence=options.licence,
         limits=limits,
     )
-    return _write(options, model, replace(checkpoint, card=card), report, run_dir, trained.adapter)
+    seen = [c for part in (TRAIN, VALIDATION, CALIBRATION) for c in prepared.captures_of(part)]
+    return _write(options, model, replace(checkpoint, card=card), report, seen, run_dir, trained.adapter)
 
 
 def _silent(_stage: str, _details: dict[str, Any]) -> None:
@@ -424,18 +426,8 @@ def _unsaved_checkpoint(out: Path, start: _Start, goal: Goal, trained: FinetuneR
 
 def corpus_overlap(base: Checkpoint, prepared: Prepared) -> str:
     """A warning where test captures are, or may be, among those that the base was trained on; else empty."""
-    listing = base.path / CORPUS_FILE
-    if base.kind == "backbone" and listing.is_file():
-        seen = {line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()}
-        tested = prepared.captures_of(TEST)
-        both = sum(capture.digest() in seen for capture in tested)
-        if not both:
-            return ""
-        return (
-            f"{both} of {len(tested)} test captures are in the corpus that base {base.name!r} was pre-trained on; "
-            "the score is optimistic"
-        )
-    return f"base {base.name!r} has no list of its training captures; test captures may be among them"
+    tested = [capture.digest() for capture in prepared.captures_of(TEST)]
+    return seen_captures(base, f"base {base.name!r}", tested).warning
 
 
 def _training_facts(
@@ -471,12 +463,14 @@ def _write(
     start: _Start,
     checkpoint: Checkpoint,
     report: dict[str, Any],
+    seen: list[LabelledCapture],
     run_dir: Path,
     adapter: Adapter | None,
 ) -> dict[str, Any]:
-    """Write the checkpoint folder, then adapter and report beside the weights, then forget the run's state."""
+    """Write the checkpoint folder, then what it has seen, adapter and report beside it, then forget the run's state."""
     saved = checkpoint.save(options.out)
     report["checkpoint"] = saved.digest
+    write_seen_captures(Path(options.out), seen, start.base)
     if options.keep_adapter and adapter is not None and start.base is not None:
         from models.adapter_files import save_adapter
 

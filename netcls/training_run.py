@@ -8,7 +8,8 @@ from typing import Final
 
 from capture.errors import UsageError
 
-CORPUS_FILE: Final = "corpus.sha256"  # beside a backbone: the captures it was pre-trained on
+CORPUS_FILE: Final = "corpus.sha256"  # beside a checkpoint: the captures its backbone was pre-trained on
+TRAINING_FILE: Final = "training.sha256"  # beside a classifier: the labelled captures that it has seen
 
 
 def wait_passively() -> None:

@@ -36,6 +36,7 @@ _COMMANDS = {
     "models": "netcls.cli.models:models",
     "finetune": "netcls.cli.train:finetune",
     "pretrain": "netcls.cli.train:pretrain",
+    "evaluate": "netcls.cli.evaluate:evaluate",
     "dataset": "netcls.cli.dataset:dataset",
     "convert": "netcls.cli.convert:convert",
     "bench": "netcls.cli.bench:bench",

@@ -251,6 +251,15 @@ def matching_options(function: F) -> F:
 
 def split_options(function: F) -> F:
     """How flows are divided among training and test."""
+    return _split_options(function, SPLITS)
+
+
+def evaluation_split_options(function: F) -> F:
+    """The same, and ``none``: all of DATA is tested."""
+    return _split_options(function, (*SPLITS, "none"))
+
+
+def _split_options(function: F, kinds: tuple[str, ...]) -> F:
     for decorate in (
         click.option(
             "--leave-out",
@@ -267,9 +276,10 @@ def split_options(function: F) -> F:
         ),
         click.option(
             "--split",
-            type=click.Choice(SPLITS),
+            type=click.Choice(kinds),
             show_default="the one of a built dataset, else capture",
-            help="What test flows have not in common with training flows.",
+            help="What test flows have not in common with training flows."
+            + (" none: all of DATA is tested." if "none" in kinds else ""),
         ),
     ):
         function = decorate(function)

@@ -198,9 +198,9 @@ def finetune(**options: Any) -> None:
     options["drop_labels"] = options["drop_label"]
     options["leave_out"] = tuple(tuple(group.split(",")) for group in options["leave_out"])
     made = FinetuneOptions(**_fields(options, FinetuneOptions.__dataclass_fields__))
-    with _Telling(options) as telling:
-        result = run_finetune(made, telling.on_progress)
-    _finish(options, result, _finetune_lines(result))
+    with Telling(options) as line:
+        result = run_finetune(made, line.on_progress)
+    finish(options, result, _finetune_lines(result))
 
 
 @click.command("pretrain", cls=NetclsCommand)
@@ -276,10 +276,10 @@ def pretrain(**options: Any) -> None:
     options["verbose"] = options["verbose"] and is_first
     options["tensorboard"] = Path(options["tensorboard"]) if options["tensorboard"] else None
     made = PretrainOptions(**_fields(options, PretrainOptions.__dataclass_fields__))
-    with _Telling(options) as telling:
-        result = run_pretrain(made, telling.on_progress)
+    with Telling(options) as line:
+        result = run_pretrain(made, line.on_progress)
     if result:
-        _finish(options, result, _pretrain_lines(result))
+        finish(options, result, _pretrain_lines(result))
 
 
 def _fields(options: dict[str, Any], names: Any) -> dict[str, Any]:
@@ -301,7 +301,7 @@ def _key_value(text: str, flag: str) -> tuple[str, Any]:
         return key, value
 
 
-class _Telling:
+class Telling:
     """Says on standard error how far a run is: a line that is drawn over, or one line a stage with --verbose."""
 
     def __init__(self, options: dict[str, Any]) -> None:
@@ -309,13 +309,14 @@ class _Telling:
         self._is_verbose = options["verbose"]
         self._told = ""
 
-    def __enter__(self) -> _Telling:
+    def __enter__(self) -> Telling:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._line.clear()
 
     def on_progress(self, stage: str, details: dict[str, Any]) -> None:
+        """Show a stage and its details."""
         text = " · ".join(
             [stage, *(_told(name, value) for name, value in details.items() if value is not None)]
         )
@@ -336,7 +337,8 @@ def _told(name: str, value: Any) -> str:
     return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
-def _finish(options: dict[str, Any], result: dict[str, Any], lines: list[str]) -> None:
+def finish(options: dict[str, Any], result: dict[str, Any], lines: list[str]) -> None:
+    """Warnings to standard error, the result to standard output: as JSON with ``--json``, else as lines."""
     if not options["quiet"]:
         for text in result["warnings"]:
             report("warning", text)

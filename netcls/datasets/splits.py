@@ -197,6 +197,15 @@ def make_split(flows: SplitInput, options: SplitOptions) -> Split:
     return split
 
 
+def all_tested(flows: SplitInput) -> Split:
+    """Every flow in the test part: for models that were trained elsewhere.
+
+    Its options are those of a split by capture, because captures are what intervals are drawn from.
+    """
+    part = np.full(len(flows.labels), TEST, np.int8)
+    return Split(part, SplitOptions(), "none: all of the data is tested")
+
+
 def choose_units(
     counts: NDArray[np.int64],
     share: float,

@@ -7,7 +7,7 @@ a random forest. Both libraries are optional (``netcls[train]``); a row that can
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,6 +35,10 @@ _BOOSTING: Final = {
 _MAX_ROUNDS: Final = 60
 _PATIENCE_ROUNDS: Final = 10
 _TREES: Final = 200
+
+
+Chances = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float32]]
+Features = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +71,36 @@ class BaselineAnswer:
         sees: what it is given, in words.
         predicted: int64 (test flows,), or None where it could not be trained.
         skipped: why not; empty where it was.
+        chances_of: the trained baseline: (records, packets) of any flows -> float32 (F, C) probabilities.
     """
 
     name: str
     sees: str
     predicted: NDArray[np.int64] | None
     skipped: str = ""
+    chances_of: Chances | None = None
 
 
 def majority_baseline(data: BaselineInput) -> BaselineAnswer:
-    """The most frequent class of the training part, for every test flow."""
+    """The most frequent class of the training part, for every test flow; its chances are the classes' shares."""
     counts = np.bincount(data.labels[data.train], minlength=data.n_labels)
     answers = np.full(len(data.test), int(counts.argmax()), np.int64)
-    return BaselineAnswer("majority", "nothing; says the most frequent class of the training part", answers)
+    shares = (counts / max(counts.sum(), 1)).astype(np.float32)
+
+    def chances_of(records: NDArray[Any], _packets: NDArray[Any]) -> NDArray[np.float32]:
+        return np.tile(shares, (len(records), 1))
+
+    sees = "nothing; says the most frequent class of the training part"
+    return BaselineAnswer("majority", sees, answers, chances_of=chances_of)
 
 
 def run_baselines(
-    data: BaselineInput, *, seed: int = 0, threads: int = 2, on_progress: Callable[[str], None] | None = None
+    data: BaselineInput,
+    *,
+    seed: int = 0,
+    threads: int = 2,
+    on_progress: Callable[[str], None] | None = None,
+    only: Collection[str] | None = None,
 ) -> list[BaselineAnswer]:
     """Train every baseline on the train part and answer the test part.
 
@@ -95,35 +112,47 @@ def run_baselines(
         seed: of the trees.
         threads: of the trees.
         on_progress: called with the name of each baseline before it starts.
+        only: names of the baselines to train; None: all.
     """
     tell = on_progress or (lambda _: None)
-    n_packets = min(DEFAULT_PACKETS, data.packets.shape[1])
-    tell("majority")
-    answers = [majority_baseline(data)]
-    header, _ = header_features(data.records, data.packets, n_packets)
-    views = [
-        ("ports", "protocol and ports only", port_features(data.records)[0]),
-        (
-            "sizes",
-            f"signed sizes of the first {n_packets} packets",
-            size_features(data.records, data.packets, n_packets)[0],
-        ),
-        ("lightgbm", f"header fields, sizes and times of the first {n_packets} packets", header),
-    ]
-    if 0 < data.model_packets < n_packets:
-        few, _ = header_features(data.records, data.packets, data.model_packets)
-        sees = f"the same of the first {data.model_packets} packets, as many as the model"
-        views.append((f"lightgbm_{data.model_packets}_packets", sees, few))
-    for name, sees, features in views:
-        tell(name)
-        answers.append(_boosted(name, sees, features, data, seed, threads))
-    tell("random_forest")
-    answers.append(_forest("random_forest", views[2][1], header, data, seed, threads))
+    answers = []
+    if only is None or "majority" in only:
+        tell("majority")
+        answers.append(majority_baseline(data))
+    for name, sees, features in _views(data):
+        if only is None or name in only:
+            tell(name)
+            train = _forest if name == "random_forest" else _boosted
+            answers.append(train(name, sees, features, data, seed, threads))
     return answers
 
 
+def _views(data: BaselineInput) -> list[tuple[str, str, Features]]:
+    """Name, what it sees in words, and the features of each baseline that learns."""
+    n_packets = min(DEFAULT_PACKETS, data.packets.shape[1])
+    all_fields = f"header fields, sizes and times of the first {n_packets} packets"
+
+    def headers(n: int) -> Features:
+        return lambda records, packets: header_features(records, packets, n)[0]
+
+    views: list[tuple[str, str, Features]] = [
+        ("ports", "protocol and ports only", lambda records, _packets: port_features(records)[0]),
+        (
+            "sizes",
+            f"signed sizes of the first {n_packets} packets",
+            lambda records, packets: size_features(records, packets, n_packets)[0],
+        ),
+        ("lightgbm", all_fields, headers(n_packets)),
+    ]
+    if 0 < data.model_packets < n_packets:
+        sees = f"the same of the first {data.model_packets} packets, as many as the model"
+        views.append((f"lightgbm_{data.model_packets}_packets", sees, headers(data.model_packets)))
+    views.append(("random_forest", all_fields, headers(n_packets)))
+    return views
+
+
 def _boosted(
-    name: str, sees: str, features: NDArray[np.float32], data: BaselineInput, seed: int, threads: int
+    name: str, sees: str, features: Features, data: BaselineInput, seed: int, threads: int
 ) -> BaselineAnswer:
     """Gradient-boosted trees (LightGBM, Ke et al. 2017), stopped early on the validation part."""
     try:
@@ -137,9 +166,11 @@ def _boosted(
     settings = _BOOSTING | {"num_class": len(present), "seed": seed, "num_threads": threads}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        train_set = lightgbm.Dataset(features[data.train], train_labels, free_raw_data=True)
+        train_set = lightgbm.Dataset(_of(features, data, data.train), train_labels, free_raw_data=True)
         held_out = lightgbm.Dataset(
-            features[validation], np.searchsorted(present, data.labels[validation]), reference=train_set
+            _of(features, data, validation),
+            np.searchsorted(present, data.labels[validation]),
+            reference=train_set,
         )
         booster = lightgbm.train(
             settings,
@@ -148,21 +179,48 @@ def _boosted(
             valid_sets=[held_out] if len(validation) else None,
             callbacks=[lightgbm.early_stopping(_PATIENCE_ROUNDS, verbose=False)] if len(validation) else None,
         )
-        chances = booster.predict(features[data.test], num_threads=threads)
-    return BaselineAnswer(name, sees, present[np.asarray(chances).argmax(axis=1)].astype(np.int64))
+
+    def chances_of(records: NDArray[Any], packets: NDArray[Any]) -> NDArray[np.float32]:
+        columns = features(records, packets)
+        chances = booster.predict(columns, num_threads=threads) if len(columns) else np.empty((0, 1))
+        return _all_classes(np.asarray(chances), present, data.n_labels)
+
+    return _answered(name, sees, chances_of, data)
 
 
 def _forest(
-    name: str, sees: str, features: NDArray[np.float32], data: BaselineInput, seed: int, threads: int
+    name: str, sees: str, features: Features, data: BaselineInput, seed: int, threads: int
 ) -> BaselineAnswer:
     """A random forest (Breiman 2001); a missing packet is the value -1e6, outside all real ones."""
     try:
         from sklearn.ensemble import RandomForestClassifier
     except ImportError:
         return BaselineAnswer(name, sees, None, "scikit-learn is not installed; pip install 'netcls[train]'")
-    filled = np.nan_to_num(features, nan=-1e6)
     forest = RandomForestClassifier(
         _TREES, min_samples_leaf=1, class_weight="balanced_subsample", random_state=seed, n_jobs=threads
     )
-    forest.fit(filled[data.train], data.labels[data.train])
-    return BaselineAnswer(name, sees, forest.predict(filled[data.test]).astype(np.int64))
+    forest.fit(np.nan_to_num(_of(features, data, data.train), nan=-1e6), data.labels[data.train])
+
+    def chances_of(records: NDArray[Any], packets: NDArray[Any]) -> NDArray[np.float32]:
+        columns = np.nan_to_num(features(records, packets), nan=-1e6)
+        chances = forest.predict_proba(columns) if len(columns) else np.empty((0, 1))
+        return _all_classes(chances, forest.classes_, data.n_labels)
+
+    return _answered(name, sees, chances_of, data)
+
+
+def _of(features: Features, data: BaselineInput, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    return features(data.records[rows], data.packets[rows])
+
+
+def _all_classes(chances: NDArray[Any], present: NDArray[np.int64], n_labels: int) -> NDArray[np.float32]:
+    """Columns of the classes that trained, put among all C: float32 (F, C)."""
+    everywhere = np.zeros((len(chances), n_labels), np.float32)
+    if len(chances):
+        everywhere[:, present] = chances
+    return everywhere
+
+
+def _answered(name: str, sees: str, chances_of: Chances, data: BaselineInput) -> BaselineAnswer:
+    chances = chances_of(data.records[data.test], data.packets[data.test])
+    return BaselineAnswer(name, sees, chances.argmax(axis=1).astype(np.int64), chances_of=chances_of)

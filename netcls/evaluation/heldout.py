@@ -13,6 +13,7 @@ from netcls.datasets.prepare import Prepared
 from netcls.datasets.splits import CALIBRATION, TEST, TRAIN, VALIDATION
 from netcls.evaluation.baselines import BaselineAnswer, BaselineInput, majority_baseline, run_baselines
 from netcls.evaluation.calibration_report import calibration_facts
+from netcls.evaluation.contenders import what_it_sees
 from netcls.evaluation.metrics import confusion_matrix, score
 from netcls.evaluation.report import Comparison, compare
 
@@ -88,9 +89,14 @@ def measure(
     truth, predicted = flows.labels[test], test_logits.argmax(axis=1).astype(np.int64)
     groups = bootstrap_units(prepared, test)
     answers = _baselines(prepared, checkpoint, options, on_progress)
-    sees = f"{checkpoint.family}: {_seen(checkpoint)}"
     comparison = compare(
-        truth, predicted, answers, groups, flows.label_names, model_sees=sees, seed=options.seed
+        truth,
+        predicted,
+        answers,
+        groups,
+        flows.label_names,
+        model_sees=what_it_sees(checkpoint),
+        seed=options.seed,
     )
     all_rows = np.concatenate([test, repeated])
     all_scores = score(
@@ -119,7 +125,7 @@ def measure(
             flows.labels[held],
             temperature,
             threshold,
-            units=_units_of(prepared),
+            units=units_of(prepared),
             unseen=split.calibration_unseen,
             seed=options.seed,
         ),
@@ -138,7 +144,7 @@ def bootstrap_units(prepared: Prepared, rows: NDArray[np.intp]) -> NDArray[np.in
     return by_kind.get(prepared.split.options.kind, flows.capture)[rows]
 
 
-def _units_of(prepared: Prepared) -> str:
+def units_of(prepared: Prepared) -> str:
     """What test flows do not share with training flows, plural."""
     return {"group": "groups", "host": "hosts"}.get(prepared.split.options.kind, "captures")
 
@@ -168,8 +174,3 @@ def _baselines(
         threads=options.threads or 2,
         on_progress=lambda name: on_progress("baselines", {"name": name}),
     )
-
-
-def _seen(checkpoint: Checkpoint) -> str:
-    settings = ", ".join(f"{name} {value}" for name, value in checkpoint.representation_settings.items())
-    return f"{checkpoint.representation} input ({settings})"

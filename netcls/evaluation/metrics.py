@@ -1,7 +1,8 @@
 """Scores of one classifier on one test part, with bootstrap intervals by group.
 
-N is the number of test flows, C of classes, G of groups, D of bootstrap draws. Macro scores are
+N is the number of test flows, C of classes, G of groups, D of bootstrap draws, S of seeds. Macro scores are
 means over the classes that the test part holds; a prediction of any other class is simply wrong.
+Where something was trained with several seeds, its score is the mean over the seeds, also in every draw.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def score(
 
     Args:
         truth: int64 (N,), class of each flow.
-        predicted: int64 (N,), the answers.
+        predicted: int64 (N,), the answers; or (S, N), those of each seed.
         groups: int64 (N,), the unit each flow belongs to.
         label_names: C names.
         draws: D; 0: the intervals are the scores themselves.
@@ -93,24 +94,27 @@ def score(
     if not len(truth):
         raise ValueError("no test flow to score")
     n_classes = len(label_names)
-    hits, answered, support = _counts_by_group(truth, predicted, groups, n_classes)
-    total = [counts.sum(axis=0)[None] for counts in (hits, answered, support)]
-    accuracy, macro, weighted = (float(values[0]) for values in _rates(*total))
+    of_seeds = [_counts_by_group(truth, answers, groups, n_classes) for answers in np.atleast_2d(predicted)]
+    n_groups = len(of_seeds[0][0])
+    accuracy, macro, weighted = (float(values[0]) for values in _mean_rates(of_seeds, np.ones((1, n_groups))))
     if draws:
-        drawn = _resampled(hits, answered, support, draws, np.random.default_rng(seed))
         edges = ((1 - confidence) / 2, (1 + confidence) / 2)
-        accuracy_at, macro_at = (np.quantile(values, edges) for values in _rates(*drawn)[:2])
+        drawn = _mean_rates(of_seeds, _times_drawn(n_groups, draws, seed))
+        accuracy_at, macro_at = (np.quantile(values, edges) for values in drawn[:2])
     else:
         accuracy_at, macro_at = np.array([accuracy] * 2), np.array([macro] * 2)
+    hits, answered, support = (
+        np.sum([counts[which].sum(axis=0) for counts in of_seeds], axis=0) for which in range(3)
+    )
     return Scores(
         n=len(truth),
-        n_groups=len(hits),
+        n_groups=n_groups,
         accuracy=accuracy,
         accuracy_interval=(float(accuracy_at[0]), float(accuracy_at[1])),
         macro_f1=macro,
         macro_f1_interval=(float(macro_at[0]), float(macro_at[1])),
         weighted_f1=weighted,
-        per_class=_per_class(total[0][0], total[1][0], total[2][0], label_names),
+        per_class=_per_class(hits, answered, support, label_names, len(of_seeds)),
         confidence=confidence,
     )
 
@@ -133,10 +137,12 @@ def macro_f1_difference(
     """
     at: list[NDArray[np.float64]] = []
     for predicted in (ours, theirs):
-        counts = _counts_by_group(truth, predicted, groups, n_classes)
-        total = [count.sum(axis=0)[None] for count in counts]
-        drawn = _resampled(*counts, draws, np.random.default_rng(seed))
-        at.append(np.concatenate([_rates(*total)[1], _rates(*drawn)[1]]))
+        of_seeds = [
+            _counts_by_group(truth, answers, groups, n_classes) for answers in np.atleast_2d(predicted)
+        ]
+        n_groups = len(of_seeds[0][0])
+        times = np.concatenate([np.ones((1, n_groups)), _times_drawn(n_groups, draws, seed)])
+        at.append(_mean_rates(of_seeds, times)[1])
     difference = at[0] - at[1]
     low, high = np.quantile(difference[1:], ((1 - confidence) / 2, (1 + confidence) / 2))
     return float(difference[0]), float(low), float(high)
@@ -157,17 +163,25 @@ def _counts_by_group(
     return count(truth[right], group[right]), count(predicted, group), count(truth, group)
 
 
-def _resampled(
-    hits: NDArray[np.int64],
-    answered: NDArray[np.int64],
-    support: NDArray[np.int64],
-    draws: int,
-    rng: np.random.Generator,
+def _times_drawn(n_groups: int, draws: int, seed: int) -> NDArray[np.float64]:
+    """How often each of G groups is drawn, with replacement: (D, G), each row sums to G."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws).astype(np.float64)
+
+
+def _mean_rates(
+    of_seeds: Sequence[tuple[NDArray[np.int64], ...]], times: NDArray[np.float64]
 ) -> list[NDArray[np.float64]]:
-    """The three counts, (D, C) each, of D draws of G groups with replacement."""
-    n_groups = len(hits)
-    times = rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws).astype(np.float64)
-    return [times @ counts.astype(np.float64) for counts in (hits, answered, support)]
+    """Accuracy, macro-F1 and weighted F1 at each draw, (D,) each: the mean over the seeds.
+
+    Args:
+        of_seeds: of each seed the three counts, int64 (G, C).
+        times: float64 (D, G), how often each group is drawn.
+    """
+    rates = [
+        _rates(*(times @ counts.astype(np.float64) for counts in of_one_seed)) for of_one_seed in of_seeds
+    ]
+    return [np.mean([of_seed[which] for of_seed in rates], axis=0) for which in range(3)]
 
 
 def _rates(
@@ -181,15 +195,20 @@ def _rates(
 
 
 def _per_class(
-    hits: NDArray[np.int64], answered: NDArray[np.int64], support: NDArray[np.int64], names: Sequence[str]
+    hits: NDArray[np.int64],
+    answered: NDArray[np.int64],
+    support: NDArray[np.int64],
+    names: Sequence[str],
+    n_seeds: int,
 ) -> tuple[ClassScore, ...]:
+    """Of the answers of all seeds together; the support is that of one."""
     return tuple(
         ClassScore(
             label=names[label],
             precision=float(hits[label] / max(answered[label], 1)),
             recall=float(hits[label] / support[label]),
             f1=float(2 * hits[label] / (answered[label] + support[label])),
-            support=int(support[label]),
+            support=int(support[label]) // n_seeds,
         )
         for label in map(int, np.flatnonzero(support))
     )

@@ -175,7 +175,11 @@ def test_a_classifier_is_a_base_too_and_its_input_may_not_be_contradicted(option
         options, base=options.out, out=str(tmp_path / "second"), sizes={}, representation={}, epochs=1
     )
     report = run_finetune(again)
+    assert report["warnings"] == []  # the same split: no test capture is in the base's list
+    (Path(options.out) / "training.sha256").unlink()
+    report = run_finetune(replace(again, out=str(tmp_path / "unlisted")))
     assert "base 'model' has no list of its training captures" in report["warnings"][0]
+    assert not (tmp_path / "unlisted" / "training.sha256").exists()
     with pytest.raises(UsageError, match=r"contradicts base .* leave it out or choose another base"):
         run_finetune(replace(again, out=str(tmp_path / "third"), representation={"payload_bytes": 240}))
     with pytest.raises(UsageError, match=r"sizes d_model are given, but they follow from base"):
