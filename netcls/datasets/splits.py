@@ -130,8 +130,7 @@ class Split:
         description: one sentence for the card.
         untested: classes that are not in the test part (too few units); they are trained all the same.
         fallback: classes that rule ``each`` could not be applied to.
-        calibration_unseen: the calibration flows are of groups (or hosts) that were not trained on, as the test flows
-            are; always so where the unit is a capture.
+        calibration_unseen: no calibration flow shares its unit with a training flow, as no test flow does.
         n_left_out: flows left out by rule ``each``.
         duplicate_of: int8 (N,), the part that a flow was removed from because an earlier part holds the same model
             input; -1 for all others.
@@ -189,7 +188,8 @@ def make_split(flows: SplitInput, options: SplitOptions) -> Split:
         options,
         _describe(flows, options, unseen),
         fallback=fallback,
-        calibration_unseen=unseen or options.kind not in ("group", "host", "flow"),
+        calibration_unseen=options.kind != "flow"
+        and not np.isin(units[part == CALIBRATION], units[part == TRAIN]).any(),
         n_left_out=n_left_out,
         warnings=warnings,
     )

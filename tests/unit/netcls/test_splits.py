@@ -111,6 +111,7 @@ def test_with_two_captures_a_class_one_is_tested_and_the_rest_comes_out_of_the_o
     assert len(set(tested)) == 3
     assert not np.isin(tested, flows.capture[split.part != TEST]).any()
     assert all(len(set(flows.labels[split.part == part])) == 3 for part in range(4))
+    assert not split.calibration_unseen
     assert split.warnings == [
         "too few captures to set some aside for calibration: single flows are taken",
         "too few captures to set some aside for validation: single flows are taken",
@@ -158,6 +159,11 @@ def test_with_few_groups_calibration_is_on_captures_of_known_groups_and_the_spli
     known = set(flows.group[split.part == TRAIN])
     assert set(flows.group[split.part == CALIBRATION]) <= known
     assert "validation and calibration are whole captures of the training side" in split.description
+
+
+def test_whole_captures_of_calibration_were_not_trained_on_and_single_flows_were():
+    assert make_split(many(), SplitOptions("capture")).calibration_unseen
+    assert not make_split(many(), SplitOptions("flow")).calibration_unseen
 
 
 def test_which_flows_are_tested_does_not_depend_on_how_calibration_is_chosen():
