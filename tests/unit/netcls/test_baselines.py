@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from capture.flow_batch import FLOW_DTYPE, PACKET_DTYPE
-from netcls.evaluation.baselines import BaselineInput, run_baselines
+from netcls.evaluation.baselines import BaselineInput, best_of, run_baselines, validation_score
 from netcls.evaluation.features import header_features, port_features, size_features
 
 
@@ -106,3 +107,21 @@ def test_a_missing_packet_is_nan_and_sizes_are_signed_by_direction():
     assert features[row, names.index("log_iat_0")] == 0
     assert features[row, names.index("log_iat_1")] == pytest.approx(np.log1p(1000))
     assert port_features(records)[0][0].tolist()[:2] == [6, 443]
+
+
+def test_settings_are_picked_by_the_validation_part_and_nothing_else():
+    assert best_of((1, 2, 3), lambda setting: 10 * setting, lambda model: -abs(model - 20)) == 20
+    assert best_of((1, 2, 3), lambda setting: setting, lambda model: 0.0) == 1
+    assert best_of((1, 2, 3), lambda setting: setting, None) == 1
+    truth = np.array([0, 0, 1, 1])
+    assert validation_score(np.array([0, 0, 1, 1]), truth, 5) == 1.0
+    assert validation_score(np.array([0, 0, 0, 4]), truth, 5) == (0.8 + 0.0) / 2
+
+
+def test_other_test_flows_leave_a_baseline_what_it_was():
+    pytest.importorskip("lightgbm")
+    data = data_of(*flows(seed=1))
+    few = replace(data, test=data.test[:5])
+    for name in ("lightgbm", "random_forest"):
+        (whole,), (part,) = (run_baselines(d, only=[name], threads=1) for d in (data, few))
+        assert np.array_equal(whole.predicted[:5], part.predicted)
