@@ -243,6 +243,11 @@ def _load(names: tuple[str, ...]) -> list[tuple[str, Checkpoint]]:
             raise CheckpointError(
                 f"{given}: got a {checkpoint.kind}, expected a classifier; fine-tune it with `netcls finetune`"
             )
+        if checkpoint.task.kind != "class":
+            raise UsageError(
+                f"{given}: its task is {checkpoint.task.kind}, expected a model of one label a flow; its scores are "
+                "in its report.json"
+            )
         name = checkpoint.name
         if any(name == other for other, _ in found):
             name = os.fspath(given)

@@ -35,7 +35,16 @@ from netcls.evaluation.heldout import Measured, MeasureOptions, measure
 from netcls.evaluation.seen_captures import seen_captures, write_seen_captures
 from netcls.goals import Goal, goal_of, measure_goal
 from netcls.provenance import code_version
-from netcls.recipes import DEFAULT_BASE, LOSSES, METHODS, RANDOM_WEIGHTS, Recipe, batch_for, recipe
+from netcls.recipes import (
+    CHOOSE_FROM,
+    DEFAULT_BASE,
+    LOSSES,
+    METHODS,
+    RANDOM_WEIGHTS,
+    Recipe,
+    batch_for,
+    recipe,
+)
 from netcls.training_run import check_out, wait_passively
 
 if TYPE_CHECKING:
@@ -363,6 +372,7 @@ def _settings(options: FinetuneOptions, prepared: Prepared) -> FinetuneSettings:
         layer_decay=defaults.layer_decay,
         balance=options.balance,
         patience_epochs=options.patience_epochs,
+        choose_from=CHOOSE_FROM if options.start is not None else 1,
         max_seconds=options.max_seconds,
         seed=options.seed,
         threads=options.threads,

@@ -17,6 +17,9 @@ RANDOM_WEIGHTS: Final = "none"
 FEW_FLOWS: Final = 2000
 """Training flows below which a step has few flows, so that an epoch has many steps."""
 
+CHOOSE_FROM: Final = 200
+"""Validation flows from which the best epoch is kept, not the last: fewer name it by chance."""
+
 _SMALL_BATCH: Final = 16
 _BATCH: Final = 64
 

@@ -66,6 +66,8 @@ class FinetuneSettings:
         balance: 0 draws flows as they are, 1 all classes equally often, 0.5 in proportion to 1 / sqrt(flows of class).
         clip_norm: largest norm of the gradient; None = not clipped.
         patience_epochs: stop after so many epochs without a better one; None = never.
+        choose_from: validation flows from which the best epoch by validation is kept; with fewer the last one, because
+            they name the best by chance. ``patience_epochs`` keeps the best whatever their number.
         max_seconds: stop after so many seconds; the schedule then follows the clock. None = no limit.
         seed: of everything random.
         threads: of torch; None = as they are.
@@ -93,6 +95,7 @@ class FinetuneSettings:
     balance: float = 0.5
     clip_norm: float | None = 1.0
     patience_epochs: int | None = None
+    choose_from: int = 1
     max_seconds: float | None = None
     seed: int = 0
     threads: int | None = None
@@ -104,7 +107,7 @@ class FinetuneSettings:
         for name, known in (("task", TASKS), ("method", METHODS), ("loss", LOSSES)):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
-        least_of = {"epochs": 1, "batch": 1, "validation_batch": 1, "rank": 1, "seed": 0}
+        least_of = {"epochs": 1, "batch": 1, "validation_batch": 1, "rank": 1, "seed": 0, "choose_from": 0}
         for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise UsageError(f"{name}: got {getattr(self, name)}, expected {least} or more")
@@ -382,7 +385,10 @@ class _Finetuning:
             raise KeyboardInterrupt
 
     def _is_best(self) -> bool:
-        """Whether the newest epoch beats all before: by its score, then by validation loss."""
+        """Whether the newest epoch beats all before: by its score, then by validation loss; or is to be kept anyway."""
+        settings = self._settings
+        if settings.patience_epochs is None and len(self._validation) < settings.choose_from:
+            return True
         new, name = self._history[-1], self._goal.score_name
         if new[name] is None or self._best_epoch == 0:
             return True

@@ -41,7 +41,7 @@ class Shots:
         first = (
             f"Few-shot: trained on {self.per_class} flows of each class ({self.flows} flows of {self.captures} "
             f"captures; {self.left_out} other training flows were left out). {self.flows_to_choose_with} further "
-            "labelled flows picked the epoch and fitted the temperature."
+            "labelled flows judged the epochs and fitted the temperature."
         )
         if not self.fewer:
             return [first]

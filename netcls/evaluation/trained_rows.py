@@ -38,7 +38,7 @@ from netcls.evaluation.contenders import (
     NetworkClassifier,
     what_it_sees,
 )
-from netcls.recipes import batch_for, recipe
+from netcls.recipes import CHOOSE_FROM, batch_for, recipe
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -244,6 +244,7 @@ class RowTrainer:
             learning_rate=defaults.learning_rate_for(batch),
             layer_decay=defaults.layer_decay,
             max_seconds=self._max_seconds,
+            choose_from=1 if name == "random" else CHOOSE_FROM,
             seed=seed,
             threads=self._threads,
             device=self._device,

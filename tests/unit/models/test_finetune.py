@@ -273,3 +273,16 @@ def test_macro_f1_equals_its_definition() -> None:
         recall = true_positive / max(sum(1 for a in labels if a == label), 1)
         scores.append(2 * precision * recall / (precision + recall) if true_positive else 0.0)
     assert macro_f1(predicted, labels) == pytest.approx(np.mean(scores))
+
+
+def test_with_few_validation_flows_the_last_epoch_is_kept_not_the_best(tmp_path: Path) -> None:
+    best = run(tmp_path / "best", dataclasses.replace(SETTINGS, epochs=8, choose_from=1))
+    last = run(tmp_path / "last", dataclasses.replace(SETTINGS, epochs=8, choose_from=10_000))
+    assert last.best_epoch == len(last.history)
+    scores = [entry["val_macro_f1"] for entry in best.history]
+    assert scores[best.best_epoch - 1] == max(scores)
+    assert [entry["val_macro_f1"] for entry in last.history] == scores
+    patient = run(
+        tmp_path / "patient", dataclasses.replace(SETTINGS, epochs=8, choose_from=10_000, patience_epochs=50)
+    )
+    assert patient.best_epoch == best.best_epoch

@@ -129,7 +129,7 @@ def test_a_few_shot_run_trains_on_n_flows_of_each_class_and_says_so(options: Fin
     held = parts["validation"]["flows"] + parts["calibration"]["flows"]
     sentence = (
         f"Few-shot: trained on 3 flows of each class (6 flows of 6 captures; {shots['left_out']} other training "
-        f"flows were left out). {held} further labelled flows picked the epoch and fitted the temperature."
+        f"flows were left out). {held} further labelled flows judged the epochs and fitted the temperature."
     )
     assert sentence in report["warnings"]
     assert sentence in load_checkpoint(options.out).card["known_limits"]

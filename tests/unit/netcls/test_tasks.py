@@ -22,6 +22,7 @@ from netcls.cli import train as cli
 from netcls.cli.main import main
 from netcls.datasets.capture_flows import process_capture
 from netcls.datasets.targets import UNITS, label_sets, target_values
+from netcls.evaluating import EvaluateOptions, run_evaluate
 from netcls.explaining import explain_flow
 from netcls.finetuning import FinetuneOptions, run_finetune
 from netcls.flow_choice import FlowChoice
@@ -175,6 +176,8 @@ def test_several_labels_at_once(folder: Path, options: FinetuneOptions, tmp_path
     assert said.count({"udp", "big"}) >= FLOWS - 1
     assert all("label" not in event and "probability" not in event for event in events)
     assert all(p["probability"] >= 0.5 for event in events for p in event["labels"])
+    with pytest.raises(UsageError, match="its task is multilabel, expected a model of one label a flow"):
+        run_evaluate(EvaluateOptions(str(folder), models=(options.out,)))
     with pytest.raises(UsageError, match="its task is multilabel, expected a model of one label a flow"):
         explain_flow(str(folder / "long" / "0.pcap"), FlowChoice(index=0), model=made)
 
