@@ -140,6 +140,9 @@ def _without_memory() -> TorchFunctionMode:
     class OnMeta(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = dict(kwargs or {})
+            # Values of what has no memory; drawing them would import torch's compiler, a second of every start.
+            if getattr(func, "__module__", "") == "torch.nn.init":
+                return args[0] if args else kwargs["tensor"]
             if func in makers and kwargs.get("device") is None:
                 kwargs["device"] = "meta"
             return func(*args, **kwargs)

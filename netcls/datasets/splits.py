@@ -410,7 +410,7 @@ def _describe(flows: SplitInput, options: SplitOptions, calibration_unseen: bool
         unit = f"{options.kind}s"
         calibration = f"calibration is whole {unit} that were not trained on" if calibration_unseen else ""
         known = "validation is" if calibration_unseen else "validation and calibration are"
-        text += "; ".join(filter(None, ["", calibration, f"{known} whole captures of the training side"]))
+        text = "; ".join(filter(None, [text, calibration, f"{known} whole captures of the training side"]))
     return f"{text} (seed {options.seed})"
 
 
