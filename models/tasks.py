@@ -14,12 +14,13 @@ multilabel  one logit a label, each by itself                 every label with a
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Final
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Final
 
 from capture.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 TASKS: Final = ("class", "regression", "multilabel")
 QUANTILES: Final = (0.1, 0.5, 0.9)
@@ -84,16 +85,22 @@ def read_task(value: Any, labels: list[str], where: str) -> Task:
 
 def to_log(values: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """log10(1 + y) of numbers y >= 0, float64 of the same shape."""
+    import numpy as np
+
     return np.asarray(np.log10(1.0 + values.astype(np.float64)))
 
 
 def from_log(outputs: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Numbers of the outputs of a regression: sorted quantiles, at least 0, float64 (F, 3)."""
+    import numpy as np
+
     ordered = np.sort(np.clip(outputs.astype(np.float64), 0.0, _MAX_LOG10), axis=1)
     return np.asarray(10.0**ordered - 1.0)
 
 
 def chances(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDArray[np.float64]:
     """Probability of each label by itself, float64 (F, C)."""
+    import numpy as np
+
     scaled = np.clip(logits.astype(np.float64) / temperature, -50.0, 50.0)
     return np.asarray(1.0 / (1.0 + np.exp(-scaled)))
