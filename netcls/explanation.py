@@ -34,6 +34,8 @@ Mask = dict[str, NDArray[np.bool_]]
 
 _BATCH: Final = 256
 _MOST_LOG_ODDS: Final = 30.0
+# Donors whose probability of the label is nearer than this leave nothing for the curves to fall or rise by.
+_LEAST_FALL: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,15 +176,16 @@ def explain(
             _curve(few, masks, orders, options.steps, insert=insert) for insert in (False, True)
         )
         asker.asked += few.asked
+    of_donors = asker.of_donors()
     return Explanation(
         probability,
-        asker.of_donors(),
+        of_donors,
         by_packet,
         by_field,
         by_part,
         deletion,
         insertion,
-        _sentence(deletion, insertion),
+        _sentence(deletion, insertion, probability - of_donors),
         asker.n_donors,
         asker.asked,
     )
@@ -337,10 +340,18 @@ def _union(masks: Sequence[Mask], chosen: NDArray[np.intp]) -> Mask:
     return union
 
 
-def _sentence(deletion: Curve | None, insertion: Curve | None) -> str:
-    """How far the order of importance can be trusted."""
+def _sentence(deletion: Curve | None, insertion: Curve | None, fall: float) -> str:
+    """How far the order of importance can be trusted.
+
+    Args:
+        deletion: its curve.
+        insertion: its curve.
+        fall: probability of the label for the flow minus that for the donors.
+    """
     if deletion is None or insertion is None:
         return "Cannot be judged: fewer than two parts of the input differ from those of other flows."
+    if fall < _LEAST_FALL:
+        return "Cannot be judged: the other flows get this label as surely, so taking parts from them changes little."
     beaten = min(deletion.better_than, insertion.better_than)
     numbers = (
         f"deletion area {deletion.area:.3f} against {deletion.random_area:.3f} in random order (lower is better), "

@@ -118,6 +118,21 @@ def test_where_nothing_differs_from_other_flows_nothing_is_claimed(chosen: Chose
     assert said.faithful.startswith("Cannot be judged")
 
 
+def test_against_flows_of_the_same_answer_no_account_is_called_faithful(chosen: ChosenFlow) -> None:
+    places = build("netmamba", SETTINGS).token_places(chosen.flow)
+    rng = np.random.default_rng(4)
+    own, others = (rng.integers(0, 256, (n, 4 * 48), dtype=np.uint8) for n in (1, 9))
+
+    def sure(tokens: TokenBatch) -> Any:
+        little = 0.001 * tokens.arrays["bytes"].astype(float).sum(axis=1)
+        return np.stack([little, np.full(len(little), -5.0)], axis=1)
+
+    batch = [TokenBatch({"bytes": rows}, np.full(len(rows), 3, np.uint16)) for rows in (own, others)]
+    said = explain(batch[0], places, batch[1], 0, sure)
+    assert said.deletion is not None
+    assert said.faithful.startswith("Cannot be judged: the other flows get this label as surely")
+
+
 def test_an_account_of_parts_that_only_act_together_is_not_called_faithful(chosen: ChosenFlow) -> None:
     places = build("netmamba", SETTINGS).token_places(chosen.flow)
     rng = np.random.default_rng(2)
