@@ -2,7 +2,7 @@
 PYTHON_FILES := capture models netcls tests bench
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-slow lint format bench results clean
 
 demo: .venv/.installed
 	.venv/bin/netcls classify tests/data/captures/demo.pcap.zst --format table
@@ -24,6 +24,10 @@ format: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	.venv/bin/python bench/bench_end_to_end.py
+
+# DATA: a folder with lab/ and public/, see bench/results_tasks.py; or the variable NETCLS_RESULTS_DATA.
+results: .venv/.installed-dev
+	nice -n 10 .venv/bin/python bench/results.py $(if $(DATA),--data $(DATA))
 
 .venv/.installed: pyproject.toml .ci/bootstrap
 	.ci/bootstrap

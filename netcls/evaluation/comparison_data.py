@@ -20,7 +20,7 @@ from netcls.datasets.prepare import Prepared
 from netcls.datasets.sources import DataOptions, DataSource, read_source
 from netcls.datasets.splits import LEFT_OUT, TEST, Split, SplitOptions, all_tested, make_split
 from netcls.datasets.stored_use import stored_split
-from netcls.evaluation.heldout import bootstrap_units
+from netcls.evaluation.heldout import LEAST_UNITS, bootstrap_units
 from netcls.evaluation.raw_flows import RawFlows
 
 NOT_KNOWN = -1
@@ -129,6 +129,13 @@ def read_comparison_data(
     if split_options is not None:
         _remove_repeats(flows, split, raw, representations)
     prepared = Prepared(source, flows, split, report)
+    kind = split.options.kind
+    tested = np.unique({"group": flows.group, "host": flows.host}.get(kind, flows.capture)[split.rows(TEST)])
+    if kind in ("group", "host") and len(tested) < LEAST_UNITS:
+        warnings.append(
+            f"{len(tested)} {kind}s are tested, too few to draw from: the intervals are over captures and do not say "
+            f"how another {kind} would do"
+        )
     return ComparisonData(
         raw,
         prepared,

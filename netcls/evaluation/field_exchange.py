@@ -15,7 +15,7 @@ ip_id      identity  IPv4 identification, IPv6 flow label
 seq_ack    identity  TCP sequence and acknowledgement numbers
 timestamps identity  TCP timestamps
 checksums  identity  IPv4, TCP, UDP and ICMP checksums
-ip_version identity  nothing: the IP headers of half the flows are translated to the other version (RFC 7915)
+ip_version identity  the version of any flow: where it is another, the IP headers are translated (RFC 7915)
 opening    identity  the first packet of TCP: whether the capture saw the SYN, who spoke first, the stack's options
 tos        behaviour TOS, traffic class
 sizes      behaviour IP and UDP lengths
@@ -221,9 +221,13 @@ def _option_at(flows: FlowBatch, flow: int, packet: int, header_bytes: int) -> i
 
 
 def _ip_version(x: _Exchange) -> None:
-    """Translate the IP headers of a random half of the flows; extension headers and options are lost."""
+    """Give each flow the version of a random one by translating its IP headers; extension headers and options are lost.
+
+    Where all flows are of one version nothing changes: a model need not know the other one.
+    """
     n_packets = x.source.data.shape[1]
-    for flow in np.flatnonzero(x.rng.random(len(x.source)) < 0.5).tolist():
+    version_of = x.source.records["ip_version"]
+    for flow in np.flatnonzero(version_of != version_of[x.rng.permutation(len(x.source))]).tolist():
         record, packets = x.source.records[flow], x.source.packets[flow]
         n_kept, version = int(record["n_kept"]), int(record["ip_version"])
         for packet in range(min(n_packets, n_kept)):

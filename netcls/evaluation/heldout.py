@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,10 @@ from netcls.evaluation.report import Comparison, compare
 
 if TYPE_CHECKING:
     from models.checkpoint import Calibration, Checkpoint
+
+
+LEAST_UNITS: Final = 5
+"""Groups or hosts in the test part below which intervals are drawn over captures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +141,13 @@ def measure(
 def bootstrap_units(prepared: Prepared, rows: NDArray[np.intp]) -> NDArray[np.int64]:
     """What the intervals draw: whole captures, or the coarser units that the split keeps together.
 
-    With a split by flow, captures still: flows of one capture are no independent evidence.
+    With a split by flow, captures still: flows of one capture are no independent evidence. Where fewer than
+    ``LEAST_UNITS`` groups or hosts are tested, captures too: of one group alone every draw would be the same.
     """
     flows = prepared.flows
-    by_kind = {"group": flows.group, "host": flows.host}
-    return by_kind.get(prepared.split.options.kind, flows.capture)[rows]
+    units = {"group": flows.group, "host": flows.host}.get(prepared.split.options.kind, flows.capture)
+    tested = np.unique(units[prepared.split.rows(TEST)])
+    return (units if len(tested) >= LEAST_UNITS else flows.capture)[rows]
 
 
 def units_of(prepared: Prepared) -> str:
