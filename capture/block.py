@@ -15,18 +15,25 @@ from numpy.typing import NDArray
 # DLT / LINKTYPE numbers (https://www.tcpdump.org/linktypes.html) that `decode` understands.
 LINK_NULL: Final = 0
 LINK_ETHERNET: Final = 1
+LINK_PPP: Final = 9
 LINK_RAW_12: Final = 12  # DLT_RAW as some systems write it
 LINK_RAW_14: Final = 14  # the same on OpenBSD
+LINK_PPP_HDLC: Final = 50
+LINK_PPPOE: Final = 51
 LINK_RAW: Final = 101
+LINK_CISCO_HDLC: Final = 104
+LINK_IEEE802_11: Final = 105
 LINK_LOOP: Final = 108
 LINK_LINUX_SLL: Final = 113
+LINK_RADIOTAP: Final = 127
+LINK_PPP_DIRECTION: Final = 204  # one byte of direction in front
 LINK_IPV4: Final = 228
 LINK_IPV6: Final = 229
 LINK_LINUX_SLL2: Final = 276
 
 # Bits of `DecodedBlock.flags`.
 PACKET_TRUNCATED: Final = 1  # captured_len < wire_len, or the IP length says more than the frame holds
-PACKET_FRAGMENT: Final = 2  # first fragment of a fragmented datagram
+PACKET_FRAGMENT: Final = 2  # fragment of a datagram, the packet's own or that of a tunnel around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,13 @@ class DecodedBlock:
         tcp_flags: uint8 (n,), CWR ECE URG ACK PSH RST SYN FIN, FIN lowest; 0 unless TCP.
         tcp_window: uint16 (n,), as sent, unscaled; tcp_seq, tcp_ack: uint32 (n,), absolute.
         flags: uint8 (n,), ``PACKET_*`` bits.
+        tunnel_kind: uint8 (n,), the innermost tunnel, a :class:`capture.tunnel.TunnelKind`; 0: none. All other columns
+            but ``flags`` are then of the innermost packet (``vlan``: of all tags, the two outermost).
+        tunnel_depth: uint8 (n,), tunnels around the packet.
+        tunnel_id: uint32 (n,), VNI, TEID, key or session of the innermost tunnel as sent; 0 where it has none.
+        tunnel_path: uint64 (n,), what tells tunnels apart (:mod:`capture.tunnel`); 0: none.
+        tunnel_stop: uint8 (n,), why one tunnel more was not followed, a ``Reject``; 0: there was none. The packet then
+            belongs to the flow of the tunnel's own headers.
     """
 
     reject: NDArray[np.uint8]
@@ -100,6 +114,11 @@ class DecodedBlock:
     tcp_seq: NDArray[np.uint32]
     tcp_ack: NDArray[np.uint32]
     flags: NDArray[np.uint8]
+    tunnel_kind: NDArray[np.uint8]
+    tunnel_depth: NDArray[np.uint8]
+    tunnel_id: NDArray[np.uint32]
+    tunnel_path: NDArray[np.uint64]
+    tunnel_stop: NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.reject)

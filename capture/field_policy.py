@@ -5,23 +5,26 @@ ports, IP ids, absolute sequence numbers, clocks). A policy is a set of *field g
 zeros before a model sees a packet. Direction is known before anything is hidden, so hiding both addresses
 loses nothing that a model may use.
 
-========== =====================================================================================================
-group      hides
-========== =====================================================================================================
-addresses  IPv4 and IPv6 addresses; addresses in IPv4 options, in the routing header, the home address option,
-           MPTCP and TCP Fast Open options
-ports      source and destination ports of TCP, UDP and SCTP
-checksums  IPv4, TCP, UDP, ICMP and SCTP checksums (they still encode the hidden addresses)
-ip_id      IPv4 identification, IPv6 flow label, fragment and AH identifiers, ICMP echo identifier
-seq_ack    TCP sequence and acknowledgement numbers, SACK blocks, SCTP verification tag
-timestamps TCP timestamp option (TSval, TSecr)
-ttl        TTL, hop limit
-embedded   payloads that carry other packets' headers or addresses: ICMP errors and neighbour discovery (RFC 792,
-           RFC 4443, RFC 4861), every IP protocol but TCP, UDP, SCTP, ESP and ICMP echo (so IP-in-IP, GRE, IGMP),
-           and UDP tunnels by their registered ports
-========== =====================================================================================================
+=========== ====================================================================================================
+group       hides
+=========== ====================================================================================================
+addresses   IPv4 and IPv6 addresses; addresses in IPv4 options, in the routing header, the home address option,
+            MPTCP and TCP Fast Open options
+ports       source and destination ports of TCP, UDP and SCTP
+checksums   IPv4, TCP, UDP, ICMP and SCTP checksums (they still encode the hidden addresses)
+ip_id       IPv4 identification, IPv6 flow label, fragment and AH identifiers, ICMP echo identifier
+seq_ack     TCP sequence and acknowledgement numbers, SACK blocks, SCTP verification tag
+timestamps  TCP timestamp option (TSval, TSecr)
+ttl         TTL, hop limit
+embedded    payloads that carry other packets' headers or addresses: ICMP errors and neighbour discovery (RFC 792,
+            RFC 4443, RFC 4861), every IP protocol but TCP, UDP, SCTP, ESP and ICMP echo (so IP-in-IP, GRE, IGMP),
+            and UDP tunnels by their registered ports
+server_name the server_name extension of a TLS ClientHello, also where it lies in a later segment; where the kept bytes
+            do not show how far it is, the rest of the ClientHello
+=========== ====================================================================================================
 
-Application payload is not looked into: a DNS answer or a DHCP lease holds addresses, and a TLS ClientHello a name.
+Apart from that, application payload is not looked into: a DNS answer or a DHCP lease holds addresses, an HTTP request
+and a certificate names. QUIC hides the name from everybody who does not derive its keys.
 A model that must not see them takes no payload (``payload_bytes`` 0).
 """
 
@@ -33,7 +36,10 @@ from typing import Final
 
 from capture.errors import TokenizeError
 
-FIELD_GROUPS: Final = ("addresses", "ports", "checksums", "ip_id", "seq_ack", "timestamps", "ttl", "embedded")
+FIELD_GROUPS: Final = (
+    *("addresses", "ports", "checksums", "ip_id", "seq_ack", "timestamps", "ttl", "embedded"),
+    "server_name",
+)
 
 NAMED_POLICIES: Final[dict[str, tuple[str, ...]]] = {
     "none": (),

@@ -30,7 +30,7 @@ class EndReason(IntEnum):
 QUALITY_MIDSTREAM: Final = 1  # TCP whose opening (SYN or SYN-ACK) was not seen
 QUALITY_TRUNCATED: Final = 2  # at least one packet was cut by the snaplen
 QUALITY_ONE_WAY: Final = 4  # set at the end: packets in one direction only
-QUALITY_FRAGMENTS: Final = 8  # at least one packet was the first fragment of several
+QUALITY_FRAGMENTS: Final = 8  # at least one packet was a fragment
 QUALITY_DIRECTION_GUESSED: Final = 16  # TCP without SYN: the client is only who was seen first
 QUALITY_TIME_BACKWARDS: Final = 32  # a packet was older than the flow's newest one
 
@@ -57,6 +57,9 @@ FLOW_DTYPE: Final = np.dtype(
         ("end_reason", "u1"),
         ("quality", "u1"),
         ("n_kept", "<u2"),  # rows of `packets` that hold a packet
+        ("tunnel_id", "<u4", (2,)),  # per direction, 0: not seen or none
+        ("tunnel_kind", "<u4"),  # capture.tunnel.TunnelKind of the innermost tunnel
+        ("tunnel_depth", "<u4"),
     ]
 )
 

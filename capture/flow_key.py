@@ -1,6 +1,7 @@
 """What makes two packets belong to one flow: the canonical key, and addresses as text.
 
-The key is (low address, high address, low port, high port, protocol, IP version, outer VLAN, inner VLAN).
+The key is (low address, high address, low port, high port, protocol, IP version, outer VLAN, inner VLAN, tunnel path),
+and the tunnel's id where each direction has one of its own (:mod:`capture.tunnel`).
 *Low* is the endpoint whose (address, port) is smaller in network byte order, so both directions give one key.
 
 ICMP and ICMPv6 have no ports; type and code stand in for them as in Community ID v1 (and Zeek): a type

@@ -36,6 +36,7 @@ from capture.kernels.flow_state import (
     NO_SLAB,
     OPEN_FLOW_DTYPE,
     TABLE_DTYPE,
+    TUNNEL_DTYPE,
 )
 
 _NS_PER_S: Final = 1_000_000_000
@@ -45,7 +46,8 @@ _FEWEST_FLOWS: Final = 16
 _MOST_ENDED_ROWS: Final = 4096
 _MOST_READY_ROWS: Final = 1024
 # The index has 2 to 4 slots of 8 bytes a flow, and while it is rebuilt, half as much again.
-_FLOW_BYTES: Final = OPEN_FLOW_DTYPE.itemsize + 4 * N_LINKS + 4 * 8 * 3 // 2
+_ROW_BYTES: Final = OPEN_FLOW_DTYPE.itemsize + TUNNEL_DTYPE.itemsize + 4 * N_LINKS
+_FLOW_BYTES: Final = _ROW_BYTES + 4 * 8 * 3 // 2
 _CACHE_LINE: Final = 64
 
 # In the order in which `pack_packets` takes them.
@@ -63,6 +65,7 @@ _DECODED_COLUMNS: Final = (
         "payload_offset",
     ),
     *("ip_len", "payload_len", "ttl", "tos", "tcp_flags", "tcp_window", "tcp_seq", "tcp_ack", "flags"),
+    *("tunnel_kind", "tunnel_depth", "tunnel_id", "tunnel_path"),
 )
 
 
@@ -133,9 +136,7 @@ class TableSizes:
         n_ended_rows = min(max(share // FLOW_DTYPE.itemsize, least), _MOST_ENDED_ROWS)
         n_ready_rows = min(max(share // (FLOW_DTYPE.itemsize + slab_bytes), least), _MOST_READY_ROWS)
         output_bytes = n_ended_rows * FLOW_DTYPE.itemsize + n_ready_rows * (FLOW_DTYPE.itemsize + slab_bytes)
-        left = (
-            memory_limit_bytes - output_bytes - 8 * _FIRST_INDEX_SLOTS - FIRST_ROW * OPEN_FLOW_DTYPE.itemsize
-        )
+        left = memory_limit_bytes - output_bytes - 8 * _FIRST_INDEX_SLOTS - FIRST_ROW * _ROW_BYTES
         n_flows = max(left // 4 // _FLOW_BYTES, left // (_FLOW_BYTES + slab_bytes))
         n_flows = min(n_flows, 2**31 - 1 - FIRST_ROW)
         n_slabs = min(n_flows, (left - n_flows * _FLOW_BYTES) // slab_bytes) if keep.n_packets else 0
@@ -328,9 +329,8 @@ class FlowTable:
     def _memory_bytes(self) -> int:
         table = self._table[0]
         output = sum(self._memory[name].nbytes for name in ("ended", "ready", "ready_packets", "ready_data"))
-        row_bytes = OPEN_FLOW_DTYPE.itemsize + self._memory["links"].strides[0]
         slabs = int(table["slabs_used"]) * _slab_bytes(self._keep)
-        return output + self._memory["slots"].nbytes + int(table["rows_used"]) * row_bytes + slabs
+        return output + self._memory["slots"].nbytes + int(table["rows_used"]) * _ROW_BYTES + slabs
 
 
 def _new_memory(config: FlowTableConfig, keep: KeepSpec, sizes: TableSizes) -> dict[str, NDArray[Any]]:
@@ -344,6 +344,7 @@ def _new_memory(config: FlowTableConfig, keep: KeepSpec, sizes: TableSizes) -> d
     memory: dict[str, NDArray[Any]] = {
         "flows": _aligned_zeros(n_rows, OPEN_FLOW_DTYPE),
         "links": np.zeros((n_rows, N_LINKS), np.int32),
+        "tunnels": np.zeros(n_rows, TUNNEL_DTYPE),
         "slots": np.zeros(n_slots, np.uint64),
         "slab_packets": np.zeros((sizes.n_slabs, keep.n_packets), PACKET_DTYPE),
         "slab_data": np.zeros(sizes.n_slabs * data_bytes, np.uint8),

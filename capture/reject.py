@@ -33,11 +33,26 @@ class Reject(IntEnum):
     TRUNCATED_TRANSPORT = 12  # the TCP, UDP, ICMP or SCTP header is cut off (by snaplen or by the IP length)
     BAD_TCP_OFFSET = 13  # the TCP data offset is below 5 or runs past the segment
     BAD_UDP_LENGTH = 14  # the UDP length is below 8 or longer than its IP payload
+    BAD_LINK_HEADER = 15  # a PPPoE, radiotap or 802.11 header that contradicts itself
+    LINK_TOO_DEEP = 16  # more MPLS labels or link layers in each other than the decoder follows
+    BAD_FCS = 17  # radiotap says that the frame failed its check
+    FRAGMENT_OVERLAP = 18  # covers bytes of its datagram that were seen already
+    FRAGMENT_TOO_LONG = 19  # reaches past the 65,535 bytes of a datagram
+    TOO_MANY_FRAGMENTS = 20  # more pieces of one datagram than the table follows
+    BAD_IP_CHECKSUM = 21  # only with --check-checksums
+    BAD_TCP_CHECKSUM = 22
+    BAD_UDP_CHECKSUM = 23
+    TUNNEL_TOO_DEEP = 24  # only in `tunnel_stop`: the packet stays in the innermost flow reached
 
     ARP = 128
     NOT_IP = 129  # another EtherType (LLDP, STP, EAPOL, PROFINET, ...)
-    LATER_FRAGMENT = 130  # not the first fragment: no ports to find its flow by
+    LATER_FRAGMENT = 130  # not the first fragment, and the first one was not seen before it
     NO_NEXT_HEADER = 131  # IPv6 says that nothing follows (next header 59)
+    PPP_CONTROL = 132  # PPP link or network control, PPPoE discovery
+    PROTECTED_FRAME = 133  # 802.11 data that is encrypted
+    WIFI_NO_DATA = 134  # 802.11 management, control, null
+    WIFI_FRAGMENT = 135  # a later fragment of an 802.11 frame
+    WIFI_AGGREGATE = 136  # several packets in one 802.11 frame (A-MSDU)
 
 
 def is_ignored(reason: int) -> bool:

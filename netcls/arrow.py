@@ -43,6 +43,7 @@ def event_schema() -> Any:
         "pcap_filename": word,
         "proto": word,
         "vlan": pa.list_(pa.uint16()),
+        "tunnel_kind": word,
         "flow_reason": word,
         "netcls_label": word,
         "netcls_nearest": word,
@@ -59,6 +60,7 @@ def event_schema() -> Any:
         "netcls_number_low": pa.float64(),
         "netcls_number_high": pa.float64(),
         "netcls_final": pa.bool_(),
+        "netcls_alpn": pa.list_(pa.string()),
         "netcls_model": word,
         "netcls_checkpoint": word,
         "netcls_representation": word,
@@ -68,7 +70,7 @@ def event_schema() -> Any:
     whole = {
         "src_port", "dest_port", "icmp_type", "icmp_code", "ip_v", "flow_age", "flow_pkts_toserver",
         "flow_pkts_toclient", "flow_bytes_toserver", "flow_bytes_toclient", "netcls_v", "netcls_packets_used",
-        "netcls_latency_us",
+        "netcls_latency_us", "tunnel_id", "tunnel_id_toclient", "tunnel_depth",
     }  # fmt: skip
     return pa.schema(
         [

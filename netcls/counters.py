@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from capture.reject import IGNORED_FROM, Reject
 
 if TYPE_CHECKING:
+    from capture.block import DecodedBlock
+    from capture.decode import Decoder
     from capture.flow_table import FlowCounters
     from capture.live.base import LiveCounters
 
@@ -26,6 +28,10 @@ class Counters:
         by_reason: int64 (256,), packets by :class:`capture.reject.Reject` value; entry 0 counts the decoded ones.
         captures, captures_cut, captures_failed: read, ended in the middle of a record, not readable.
         time_backwards: packets older than the packet clock.
+        packets_in_tunnels: packets whose flow is inside of a tunnel.
+        tunnels_not_followed: int64 (256,), packets that stayed with the outside of a tunnel, by ``Reject`` value.
+        handshakes: what the trackers did, by the names of :class:`capture.handshake.HandshakeCounters`.
+        fragments: what the fragment tables did, by the names of :class:`capture.fragment_table.FragmentCounters`.
         flows_started: flows begun; ``flows_ended`` counts by IPFIX reason name.
         flows_skipped: ended flows left out of the output by ``--min-packets``.
         predictions, unknown: flows answered, and how many of them as unknown.
@@ -43,6 +49,10 @@ class Counters:
     captures_cut: int = 0
     captures_failed: int = 0
     time_backwards: int = 0
+    packets_in_tunnels: int = 0
+    tunnels_not_followed: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    fragments: dict[str, int] = field(default_factory=dict)
+    handshakes: dict[str, int] = field(default_factory=dict)
     flows_started: int = 0
     flows_ended: dict[str, int] = field(default_factory=dict)
     flows_skipped: int = 0
@@ -53,9 +63,16 @@ class Counters:
     queue_dropped: dict[str, int] = field(default_factory=dict)
     flows_unanswered: int = 0
 
-    def count_rejects(self, reject: NDArray[np.uint8]) -> None:
-        """Add the ``reject`` column (uint8 (n,)) of one decoded block."""
-        self.by_reason += np.bincount(reject, minlength=256)
+    def count_decoded(self, decoded: DecodedBlock) -> None:
+        """Add the outcomes of one decoded block."""
+        self.by_reason += np.bincount(decoded.reject, minlength=256)
+        self.packets_in_tunnels += int(np.count_nonzero((decoded.tunnel_kind > 0) & (decoded.reject == 0)))
+
+    def count_decoder(self, decoder: Decoder) -> None:
+        """Add what a decoder did over its whole capture."""
+        self.tunnels_not_followed += decoder.n_unfollowed
+        for name, n in asdict(decoder.fragments).items():
+            self.fragments[name] = self.fragments.get(name, 0) + n
 
     def add_table(self, counted: FlowCounters) -> None:
         """Add what a flow table has done, once it has ended all of its flows."""
@@ -114,6 +131,13 @@ class Counters:
                 "ignored": self.ignored(),
                 "imbalance": self.imbalance_packets(),
                 "time_backwards": self.time_backwards,
+                "in_tunnels": self.packets_in_tunnels,
+                "tunnels_not_followed": {
+                    r.name.lower(): int(self.tunnels_not_followed[r])
+                    for r in Reject
+                    if self.tunnels_not_followed[r]
+                },
+                "fragments": {name: n for name, n in self.fragments.items() if n},
             },
             "flows": {
                 "started": self.flows_started,
@@ -121,6 +145,7 @@ class Counters:
                 "skipped": self.flows_skipped,
                 "memory_peak_bytes": self.flow_memory_peak_bytes,
             },
+            "handshakes": {name: n for name, n in self.handshakes.items() if n},
             "predictions": self.predictions,
             "unknown": self.unknown,
         } | self._live()

@@ -25,6 +25,7 @@ from capture.flow_batch import (
     QUALITY_TRUNCATED,
     EndReason,
 )
+from capture.tunnel import TunnelKind
 from models.tasks import LEAST_CHANCE, Task
 from netcls.event_batch import READY_BY_END, READY_BY_PACKETS, READY_BY_TIMEOUT, Answers, EventBatch
 
@@ -88,6 +89,18 @@ class FlowPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: str | UnsetType = UNSET
 
 
+class TunnelPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What enclosed the flow's packets; addresses and ports are those of the inner ones.
+
+    ``id`` is VNI, TEID, key or session of the client's packets, ``id_toclient`` of the server's where it is another.
+    """
+
+    kind: str
+    id: int | UnsetType = UNSET
+    id_toclient: int | UnsetType = UNSET
+    depth: int
+
+
 class NetclsPart(msgspec.Struct, frozen=True, kw_only=True):
     """What is ours. Without a model only ``v``, ``end_reason`` and ``quality`` are there."""
 
@@ -110,7 +123,8 @@ class NetclsPart(msgspec.Struct, frozen=True, kw_only=True):
     was: str | UnsetType = UNSET
     packets_used: int | UnsetType = UNSET
     latency_us: int | UnsetType = UNSET  # live only
-    sni: str | UnsetType = UNSET
+    sni: str | UnsetType = UNSET  # these two from the client's hello, never model input
+    alpn: list[str] | UnsetType = UNSET
     model: str | UnsetType = UNSET
     checkpoint: str | UnsetType = UNSET
     representation: str | UnsetType = UNSET
@@ -135,6 +149,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     icmp_code: int | UnsetType = UNSET
     ip_v: int
     vlan: list[int] | UnsetType = UNSET
+    tunnel: TunnelPart | UnsetType = UNSET
     community_id: str
     flow: FlowPart
     netcls: NetclsPart
@@ -226,12 +241,27 @@ def events_of(batch: EventBatch) -> Iterator[Event]:
         records["client_port"].tolist(),
         records["server_port"].tolist(),
         records["vlan"].tolist(),
+        _tunnels(records),
         community_ids(records),
         _flow_parts(records),
-        _notes(records) if answers is None else _in_the_task_s_form(_answered(answers, batch), answers),
+        _notes(batch) if answers is None else _in_the_task_s_form(_answered(answers, batch), answers),
         strict=True,
     )
-    for ts_ns, flow_id, protocol, ip_v, client, server, port_0, port_1, vlan, join_key, flow, ours in columns:
+    for (
+        ts_ns,
+        flow_id,
+        protocol,
+        ip_v,
+        client,
+        server,
+        port_0,
+        port_1,
+        vlan,
+        tunnel,
+        key,
+        flow,
+        ours,
+    ) in columns:
         has_ports = protocol in _PROTOS_WITH_PORTS
         is_icmp = protocol in (_ICMP, _ICMPV6)
         yield Event(
@@ -249,9 +279,24 @@ def events_of(batch: EventBatch) -> Iterator[Event]:
             icmp_code=port_1 if is_icmp else UNSET,
             ip_v=ip_v,
             vlan=[tag for tag in vlan if tag] if any(vlan) else UNSET,
-            community_id=join_key,
+            tunnel=tunnel,
+            community_id=key,
             flow=flow,
             netcls=ours,
+        )
+
+
+def _tunnels(records: Any) -> Iterator[TunnelPart | UnsetType]:
+    columns = (records[name].tolist() for name in ("tunnel_kind", "tunnel_id", "tunnel_depth"))
+    for kind, (to_server, to_client), depth in zip(*columns, strict=True):
+        if not kind:
+            yield UNSET
+            continue
+        yield TunnelPart(
+            kind=TunnelKind(kind).text,
+            id=to_server or UNSET,
+            id_toclient=to_client if to_client not in (0, to_server) else UNSET,
+            depth=depth,
         )
 
 
@@ -278,9 +323,22 @@ def _flow_parts(records: Any) -> Iterator[FlowPart]:
         )
 
 
-def _notes(records: Any) -> Iterator[NetclsPart]:
-    for end_reason, quality in zip(records["end_reason"].tolist(), records["quality"].tolist(), strict=True):
-        yield NetclsPart(end_reason=_end_reason_text(end_reason), quality=_quality_names(quality))
+def _notes(batch: EventBatch) -> Iterator[NetclsPart]:
+    records = batch.records
+    columns = zip(_hellos(batch), records["end_reason"].tolist(), records["quality"].tolist(), strict=True)
+    for (sni, alpn), end_reason, quality in columns:
+        yield NetclsPart(
+            sni=sni, alpn=alpn, end_reason=_end_reason_text(end_reason), quality=_quality_names(quality)
+        )
+
+
+def _hellos(batch: EventBatch) -> Iterator[tuple[str | UnsetType, list[str] | UnsetType]]:
+    """Server name and offered protocols of each flow."""
+    for hello in batch.handshakes or [None] * len(batch):
+        if hello is None:
+            yield UNSET, UNSET
+        else:
+            yield hello.sni or UNSET, list(hello.alpn) or UNSET
 
 
 def _answered(answers: Answers, batch: EventBatch) -> Iterator[NetclsPart]:
@@ -299,6 +357,7 @@ def _answered(answers: Answers, batch: EventBatch) -> Iterator[NetclsPart]:
         records["end_reason"].tolist(),
         records["quality"].tolist(),
         _live_parts(answers),
+        _hellos(batch),
         strict=True,
     )
     for (
@@ -314,6 +373,7 @@ def _answered(answers: Answers, batch: EventBatch) -> Iterator[NetclsPart]:
         end,
         quality,
         (ready_by, latency_us, was),
+        (sni, alpn),
     ) in columns:
         yield NetclsPart(
             label=_UNKNOWN_LABEL if unknown else labels[best],
@@ -330,6 +390,8 @@ def _answered(answers: Answers, batch: EventBatch) -> Iterator[NetclsPart]:
             was=was,
             packets_used=used,
             latency_us=latency_us,
+            sni=sni,
+            alpn=alpn,
             model=model.name,
             checkpoint=model.checkpoint,
             representation=model.representation,

@@ -7,12 +7,15 @@ Columns all the way; only :mod:`netcls.event` makes objects of them, at the very
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.tasks import CLASS, Task
+
+if TYPE_CHECKING:
+    from capture.handshake import Handshake
 
 # How a flow became ready (`Answers.ready_by`), live.
 READY_BY_PACKETS: Final = 0
@@ -99,6 +102,7 @@ class EventBatch:
         is_live: whether ``source`` is an interface.
         phase: ``ready`` for flows that are still open, ``end`` for ended ones.
         final: no further event of these flows follows.
+        handshakes: what the client of each flow said in the clear, row for row; None where nobody looked.
     """
 
     source: str
@@ -107,6 +111,7 @@ class EventBatch:
     is_live: bool = False
     phase: str = "end"
     final: bool = True
+    handshakes: list[Handshake | None] | None = None
 
     def __len__(self) -> int:
         return len(self.records)

@@ -7,9 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
-from netcls.event import Event, FlowPart, LabelProbability, NetclsPart, NumberPart
+from netcls.event import Event, FlowPart, LabelProbability, NetclsPart, NumberPart, TunnelPart
 
 _NESTED: Final[dict[str, type[msgspec.Struct]]] = {
+    "tunnel": TunnelPart,
     "flow": FlowPart,
     "netcls": NetclsPart,
     "netcls_runner_up": LabelProbability,

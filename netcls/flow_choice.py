@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from capture.decode import decode
+from capture.decode import Decoder
 from capture.errors import DataError, UsageError
 from capture.flow_batch import EndReason, FlowBatch, FlowStep
 from capture.flow_key import parse_address
@@ -137,9 +137,10 @@ def choose_flow(
 
 def _steps(path: str, representation: Representation, config: FlowTableConfig | None) -> Iterator[FlowStep]:
     table = FlowTable(config or FlowTableConfig(), representation.keep)
+    decoder = Decoder()
     with open_capture(path) as reader:
         for block in reader:
-            yield from table.push(block, decode(block))
+            yield from table.push(block, decoder.decode(block))
     yield from table.flush(EndReason.FORCED)
 
 

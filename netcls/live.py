@@ -116,6 +116,7 @@ class LiveRun:
             self._queue,
             duration_s=options.duration_s,
             save=save,
+            decode_options=options.decode_options(),
         )
         self._loop.warm_up()
         self._stores = (

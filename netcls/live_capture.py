@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from capture.block import PacketBlock
-from capture.decode import decode
+from capture.decode import DecodeOptions, Decoder, decode
 from capture.flow_batch import EndReason, KeepSpec
 from capture.flow_table import FlowTable, FlowTableConfig
 from capture.live.base import LiveSource, wait_for_packets
@@ -41,6 +41,7 @@ class CaptureLoop:
         queue: where steps go.
         duration_s: ends by itself after so long; None: never.
         save: where to write every packet as pcap; None: nowhere.
+        decode_options: what of a packet makes its flow; None: the defaults.
 
     Attributes:
         warnings: what happened to interfaces, one line each.
@@ -57,8 +58,10 @@ class CaptureLoop:
         *,
         duration_s: float | None = None,
         save: Output | None = None,
+        decode_options: DecodeOptions | None = None,
     ) -> None:
         self.sources = list(sources)
+        self._decoders = [Decoder(decode_options) for _ in self.sources]
         self.tables = [FlowTable(config(len(self.sources)), keep) for _ in self.sources]
         self.warnings: list[str] = []
         self.failure: BaseException | None = None
@@ -160,10 +163,10 @@ class CaptureLoop:
         counters = self._counters
         if self._save is not None:
             self._save.write(pcap_records(block))
-        decoded = decode(block)
+        decoded = self._decoders[number].decode(block)
         counters.packets_seen += len(block)
         counters.bytes_seen += int(block.captured_len.sum())
-        counters.count_rejects(decoded.reject)
+        counters.count_decoded(decoded)
         for step in self.tables[number].push(block, decoded):
             self._queue.put(LiveStep(number, step, time.time_ns()))
 
@@ -184,8 +187,9 @@ class CaptureLoop:
         self._wall_offset_ns = offset_ns
 
     def _close_books(self) -> None:
-        for source, table in zip(self.sources, self.tables, strict=True):
+        for source, table, decoder in zip(self.sources, self.tables, self._decoders, strict=True):
             source.count()
+            self._counters.count_decoder(decoder)
             self._counters.add_table(table.counters)
             self._counters.interfaces[source.name] = source.counters
         counters, queue = self._counters, self._queue

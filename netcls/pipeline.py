@@ -9,15 +9,16 @@ representation wants, or it ended before) and leaves, with its final counters, w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from capture.decode import decode
+from capture.decode import DecodeOptions, Decoder
 from capture.errors import CaptureError
 from capture.flow_batch import EndReason, FlowBatch, FlowStep, KeepSpec
 from capture.flow_table import FlowTable, FlowTableConfig
+from capture.handshake import HandshakeTracker
 from capture.readers import open_capture
 from netcls.answers import AnswerStore
 from netcls.counters import Counters
@@ -47,6 +48,9 @@ class RunOptions:
         threads: of the model; None: one per core.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: of the model on a CPU: ``auto``, ``fp32``, ``bf16`` or ``int8``.
+        decap: ``inner`` or ``outer``; see :class:`capture.decode.DecodeOptions`.
+        check_checksums: see there.
+        sni: whether server names and ALPN of TLS and QUIC handshakes are looked for.
     """
 
     model: str = "default"
@@ -60,6 +64,13 @@ class RunOptions:
     threads: int | None = None
     device: str = "auto"
     precision: str = "auto"
+    decap: str = "inner"
+    check_checksums: bool = False
+    sni: bool = True
+
+    def decode_options(self) -> DecodeOptions:
+        """The decoder's part of these options."""
+        return DecodeOptions(self.decap, self.check_checksums)
 
     def flow_table_config(self) -> FlowTableConfig:
         """The flow table's part of these options."""
@@ -177,6 +188,7 @@ class Run:
         self._on_error = on_error
         self.counters = Counters()
         self.warnings: list[str] = []
+        self._said_no_quic = False
         self._answerer = Answerer.of(self._options, checkpoint) if classify else None
 
     def __enter__(self) -> Run:
@@ -199,16 +211,19 @@ class Run:
     def _one_capture(self, path: str) -> Iterator[EventBatch]:
         keep = self._answerer.representation.keep if self._answerer else KeepSpec()
         table = FlowTable(self._options.flow_table_config(), keep)
-        pending = _Pending()
+        decoder = Decoder(self._options.decode_options())
+        pending = _Pending(HandshakeTracker() if self._options.sni else None)
         failure: CaptureError | None = None
         with open_capture(path, strict=self._options.strict) as reader:
             self.counters.captures += 1
             try:
                 for block in reader:
-                    decoded = decode(block)
+                    decoded = decoder.decode(block)
                     self.counters.packets_seen += len(block)
                     self.counters.bytes_seen += int(block.captured_len.sum())
-                    self.counters.count_rejects(decoded.reject)
+                    self.counters.count_decoded(decoded)
+                    if pending.handshakes:
+                        pending.handshakes.see(block, decoded)
                     for step in table.push(block, decoded):
                         yield from self._take(step, pending, path)
                     if len(block) < SMALL_BLOCK_PACKETS:
@@ -227,7 +242,10 @@ class Run:
         for step in table.flush(EndReason.FORCED):
             yield from self._take(step, pending, path)
         self.counters.add_table(table.counters)
+        self.counters.count_decoder(decoder)
         yield from self._hand_out(pending, path)
+        if pending.handshakes:
+            self._count_handshakes(pending.handshakes)
         if failure is not None:
             raise failure
 
@@ -247,22 +265,37 @@ class Run:
         for flows in ended:
             records = flows.records
             answers = self._answerer.store.pop(records["serial"]) if self._answerer else None
+            hellos = pending.handshakes.take(records) if pending.handshakes else None
             enough = records["packets"].sum(axis=1) >= self._options.min_packets
             if not enough.all():
                 self.counters.flows_skipped += int((~enough).sum())
                 records = records[enough]
                 answers = answers.take(enough) if answers else None
+                hellos = (
+                    [hello for hello, keep in zip(hellos, enough, strict=True) if keep] if hellos else None
+                )
             if answers:
                 self.counters.predictions += len(records)
                 self.counters.unknown += int(answers.unknown.sum())
             if len(records):
-                yield EventBatch(path, records, answers)
+                yield EventBatch(path, records, answers, handshakes=hellos)
+
+    def _count_handshakes(self, tracker: HandshakeTracker) -> None:
+        for name, n in asdict(tracker.counters).items():
+            self.counters.handshakes[name] = self.counters.handshakes.get(name, 0) + n
+        if tracker.counters.no_cryptography and not self._said_no_quic:
+            self._said_no_quic = True
+            self.warnings.append(
+                "server names of QUIC flows are not read: that needs the package cryptography; "
+                "pip install 'netcls[quic]', or give --no-sni"
+            )
 
 
 class _Pending:
-    """Flows of one capture between the flow table and the output."""
+    """Flows of one capture between the flow table and the output, and the handshakes they will be told with."""
 
-    def __init__(self) -> None:
+    def __init__(self, handshakes: HandshakeTracker | None) -> None:
+        self.handshakes = handshakes
         self.ready: list[FlowBatch] = []
         self.ended: list[FlowBatch] = []
 

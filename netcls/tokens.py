@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from capture.decode import decode
+from capture.decode import DecodeOptions, Decoder
 from capture.flow_batch import EndReason, FlowBatch
 from capture.flow_table import FlowTable, FlowTableConfig
 from capture.readers import open_capture
@@ -37,7 +37,12 @@ def representation_of(model: str) -> Representation:
 
 
 def tokens_of_capture(
-    path: str, representation: Representation, config: FlowTableConfig, *, strict: bool = False
+    path: str,
+    representation: Representation,
+    config: FlowTableConfig,
+    *,
+    decode_options: DecodeOptions | None = None,
+    strict: bool = False,
 ) -> Iterator[tuple[FlowBatch, TokenBatch]]:
     """Flows as they were when they were ready, with their tokens, row for row.
 
@@ -45,9 +50,10 @@ def tokens_of_capture(
         CaptureError: if the capture cannot be read.
     """
     table = FlowTable(config, representation.keep)
+    decoder = Decoder(decode_options)
     with open_capture(path, strict=strict) as reader:
         for block in reader:
-            for step in table.push(block, decode(block)):
+            for step in table.push(block, decoder.decode(block)):
                 if len(step.ready):
                     yield step.ready, representation.tokenize(step.ready)
     for step in table.flush(EndReason.FORCED):

@@ -48,6 +48,10 @@ class Packet:
     flags: int = 0
     reject: int = 0
     filler: int = field(default=0, compare=False)
+    tunnel_kind: int = 0
+    tunnel_depth: int = 0
+    tunnel_id: int = 0
+    tunnel_path: int = 0
 
     @property
     def ip_len(self) -> int:
@@ -130,5 +134,10 @@ def blocks_of(packets: Sequence[Packet]) -> tuple[PacketBlock, DecodedBlock]:
         tcp_seq=column("tcp_seq", "<u4"),
         tcp_ack=column("tcp_ack", "<u4"),
         flags=flags,
+        tunnel_kind=column("tunnel_kind", "u1"),
+        tunnel_depth=column("tunnel_depth", "u1"),
+        tunnel_id=column("tunnel_id", "<u4"),
+        tunnel_path=column("tunnel_path", "<u8"),
+        tunnel_stop=np.zeros(len(packets), np.uint8),
     )
     return block, decoded

@@ -49,6 +49,7 @@ def ipv4(
     options: bytes = b"",
     total_len: int | None = None,
     fragment: int = 0,
+    ident: int = 1,
     ttl: int = 64,
     tos: int = 0,
     version: int = 4,
@@ -62,7 +63,7 @@ def ipv4(
             version << 4 | (header_len // 4 if ihl is None else ihl),
             tos,
             header_len + len(payload) if total_len is None else total_len,
-            1,
+            ident,
             fragment,
             ttl,
             protocol,
@@ -111,9 +112,9 @@ def authentication(next_header: int, *, n_bytes: int = 24) -> bytes:
     return struct.pack(">BB", next_header, n_bytes // 4 - 2) + bytes(n_bytes - 2)
 
 
-def fragment_header(next_header: int, *, offset: int = 0, more: bool = False) -> bytes:
+def fragment_header(next_header: int, *, offset: int = 0, more: bool = False, ident: int = 0x1234) -> bytes:
     """An IPv6 fragment header; ``offset`` in units of 8 bytes."""
-    return struct.pack(">BBHI", next_header, 0, offset << 3 | more, 0x1234)
+    return struct.pack(">BBHI", next_header, 0, offset << 3 | more, ident)
 
 
 def tcp(

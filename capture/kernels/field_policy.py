@@ -12,8 +12,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from capture.kernels.server_name import hide_server_names
+
 # In the order of capture.field_policy.FIELD_GROUPS; a test holds them equal.
 ADDRESSES, PORTS, CHECKSUMS, IP_ID, SEQ_ACK, TIMESTAMPS, TTL, EMBEDDED = (1, 2, 4, 8, 16, 32, 64, 128)
+SERVER_NAME = 256
 
 TCP, UDP, ICMP, ICMPV6, SCTP, ESP = 6, 17, 1, 58, 132, 50
 HOP_BY_HOP, ROUTING, FRAGMENT, AH, DESTINATION = 0, 43, 44, 51, 60
@@ -23,8 +26,8 @@ TCP_SACK, TCP_TIMESTAMP, TCP_MPTCP, TCP_FAST_OPEN = 5, 8, 30, 34
 # Set in the first header byte of packets to the client: no IP version has it, so it collides with nothing.
 TO_CLIENT_BIT = 0x80
 
-# VXLAN (two), Geneve, GTP-U, Teredo, L2TP, MPLS and GRE in UDP.
-TUNNEL_PORTS = (4789, 8472, 6081, 2152, 3544, 1701, 6635, 4754)
+# VXLAN (two), VXLAN-GPE, Geneve, GTP-U, Teredo, L2TP, MPLS and GRE in UDP.
+TUNNEL_PORTS = (4789, 8472, 4790, 6081, 2152, 3544, 1701, 6635, 4754)
 
 
 @njit(cache=True, nogil=True)
@@ -206,7 +209,8 @@ def tokens_with_policy(
             l4 = np.int64(packet["l4_offset"])
             end = np.int64(packet["header_len"])
             icmp_type = row[l4] if l4 < header_bytes else np.uint8(255)
-            if flow["ip_version"] == 4:
+            # The header's own version: a fragment of a tunnel's packet may be of another than the flow inside.
+            if header_bytes > 0 and row[0] >> 4 == 4:
                 _hide_ipv4(row, l4, header_bytes, hidden)
             else:
                 _hide_ipv6(row, l4, header_bytes, hidden)
@@ -218,3 +222,6 @@ def tokens_with_policy(
                     row[i] = 0
             if mark_direction and header_bytes > 0 and packet["direction"] == 1:
                 row[0] = row[0] | np.uint8(TO_CLIENT_BIT)
+        if hidden & SERVER_NAME and protocol == TCP and width > header_bytes:
+            n_kept = min(np.int64(flow["n_kept"]), n_packets)
+            hide_server_names(packets[f], n_kept, header_bytes, width, out[f])

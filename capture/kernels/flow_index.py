@@ -16,6 +16,7 @@ from numba import njit
 
 from capture.kernels.flow_state import (
     CLIENT_IS_HIGH,
+    IS_TUNNELLED,
     LINK_BYTES,
     NEXT,
     OPEN_FLOW_BYTES,
@@ -24,9 +25,14 @@ from capture.kernels.flow_state import (
     links_of,
     prefetch,
     slots_of,
+    tunnels_of,
 )
+from capture.tunnel import is_directional, mix
 
 NOT_FOUND: Final = -1
+MAX_TWINS: Final = (
+    8  # flows of one key and one pair of tunnel endpoints that are told apart by their ids alone
+)
 _ROW = 0xFFFFFFFF
 _FORESEEN_SLOTS: Final = 4
 _CACHE_LINE: Final = 64
@@ -40,6 +46,7 @@ def is_crowded(table):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _has_key(flow, packet):  # type: ignore[no-untyped-def]
+    """True if the flow is the packet's, but for tunnels."""
     if flow.key_rest != packet.rest or flow.key_inner_vlan != packet.inner_vlan:
         return False
     if flow.state & CLIENT_IS_HIGH:
@@ -57,6 +64,8 @@ def _has_key(flow, packet):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def find(table, packet):  # type: ignore[no-untyped-def]
     """Row of the flow of a packet (a ROW_DTYPE record), or NOT_FOUND."""
+    if packet.path != 0:
+        return _find_tunnelled(table, packet)
     slots = slots_of(table)
     mask = slots.size - 1
     tag = np.int64(packet.tag)
@@ -67,9 +76,67 @@ def find(table, packet):  # type: ignore[no-untyped-def]
             return np.int64(NOT_FOUND)
         if np.int64(slot >> np.uint64(32)) == tag:
             row = np.int64(slot) & _ROW
-            if _has_key(flows_of(table)[row], packet):
+            flow = flows_of(table)[row]
+            if _has_key(flow, packet) and flow.state & IS_TUNNELLED == 0:
                 return row
         at = (at + 1) & mask
+
+
+@njit(cache=True, nogil=True)
+def _find_tunnelled(table, packet):  # type: ignore[no-untyped-def]
+    """As `find`, for a packet in a tunnel.
+
+    Where each direction has an id of its own, tunnels with the same inner flow share a tag until their ids tell them
+    apart. So that nobody makes a long chain of them, only ``MAX_TWINS`` do; further ones hash their id, too (their
+    other direction, which has another id, is then a flow of its own). May change ``packet.tag`` to where it belongs.
+    """
+    if not is_directional(packet.tunnel_kind):
+        row, _ = _find_twin(table, packet, False)
+        return row
+    row, n_twins = _find_twin(table, packet, True)
+    if row != NOT_FOUND:
+        return row
+    shared_tag = packet.tag
+    packet.tag = np.uint32(mix(np.uint64(shared_tag), np.uint64(packet.tunnel_id)))
+    row, _ = _find_twin(table, packet, True)
+    if row == NOT_FOUND and n_twins < MAX_TWINS:
+        packet.tag = shared_tag
+    return row
+
+
+@njit(cache=True, nogil=True)
+def _find_twin(table, packet, by_id):  # type: ignore[no-untyped-def]
+    """(row or NOT_FOUND, flows met that differ in nothing but their ids).
+
+    With ``by_id``: the flow whose id in the packet's direction is the packet's, else the oldest without one there.
+    """
+    slots = slots_of(table)
+    mask = slots.size - 1
+    tag = np.int64(packet.tag)
+    at = tag & mask
+    found = np.int64(NOT_FOUND)
+    n_twins = 0
+    while slots[at] != 0:
+        slot = slots[at]
+        at = (at + 1) & mask
+        if np.int64(slot >> np.uint64(32)) != tag:
+            continue
+        row = np.int64(slot) & _ROW
+        flow = flows_of(table)[row]
+        if not _has_key(flow, packet) or flow.state & IS_TUNNELLED == 0:
+            continue
+        tunnel = tunnels_of(table)[row]
+        if tunnel.path != packet.path:
+            continue
+        if not by_id:
+            return row, 0
+        direction = np.int64(packet.swapped) ^ (np.int64(flow.state) & CLIENT_IS_HIGH)
+        if tunnel.id[direction] == packet.tunnel_id:
+            return row, n_twins
+        n_twins += 1
+        if tunnel.id[direction] == 0 and (found == NOT_FOUND or flow.serial < flows_of(table)[found].serial):
+            found = row
+    return found, n_twins
 
 
 @njit(cache=True, nogil=True)

@@ -12,15 +12,17 @@ import numpy as np
 from numba import njit
 
 from capture.flow_key import ICMP, ICMP_COUNTERPART, ICMPV6, ICMPV6_COUNTERPART
-from capture.kernels.siphash import siphash_key
+from capture.kernels.siphash import siphash_id, siphash_key
 
 # `low`, `high`: addresses as they lie in memory (network order), two words each.
 # `rest`: low port, high port (u2), protocol, IP version (u1), outer VLAN (u2), lowest byte first.
-# These and `inner_vlan` are the key. The other fields are those of the blocks.
+# These, `inner_vlan` and `path` are the key, and `tunnel_id` in a tunnel whose directions have ids of their own.
+# The other fields are those of the blocks; protocol and IP version are in `rest` (`protocol_of`, `ip_version_of`).
+# Where `path` is 0 the `tunnel_*` fields are not written.
 ROW_DTYPE: Final = np.dtype(
     {
         "names": [
-            *("low", "high", "rest", "tag", "inner_vlan", "swapped", "is_decoded", "ts_ns", "offset"),
+            *("low", "high", "rest", "path", "tag", "inner_vlan", "swapped", "is_decoded", "ts_ns", "offset"),
             *(
                 "wire_len",
                 "ip_len",
@@ -30,13 +32,13 @@ ROW_DTYPE: Final = np.dtype(
                 "l4_offset",
                 "payload_offset",
             ),
-            *("tcp_seq", "tcp_ack", "tcp_window", "src_port", "dst_port", "vlan"),
-            *("protocol", "ip_version", "ttl", "tos", "tcp_flags", "flags"),
+            *("tcp_seq", "tcp_ack", "tunnel_id", "tcp_window", "src_port", "dst_port", "vlan"),
+            *("ttl", "tos", "tcp_flags", "flags", "tunnel_kind", "tunnel_depth"),
         ],
         "formats": [
-            *(("<u8", (2,)), ("<u8", (2,)), "<u8", "<u4", "<u2", "u1", "u1", "<i8", "<i8"),
+            *(("<u8", (2,)), ("<u8", (2,)), "<u8", "<u8", "<u4", "<u2", "u1", "u1", "<i8", "<i8"),
             *("<u4", "<u4", "<u4", "<u4", "<u4", "<u4", "<u4"),
-            *("<u4", "<u4", "<u2", "<u2", "<u2", ("<u2", (2,))),
+            *("<u4", "<u4", "<u4", "<u2", "<u2", "<u2", ("<u2", (2,))),
             *("u1", "u1", "u1", "u1", "u1", "u1"),
         ],
         "itemsize": 128,
@@ -45,6 +47,18 @@ ROW_DTYPE: Final = np.dtype(
 
 _BYTES = np.uint64(0x00FF00FF00FF00FF)
 _PAIRS = np.uint64(0x0000FFFF0000FFFF)
+
+
+@njit(cache=True, nogil=True)
+def protocol_of(packet):  # type: ignore[no-untyped-def]
+    """IP protocol number of a row."""
+    return np.int64(packet.rest >> np.uint64(32)) & 0xFF
+
+
+@njit(cache=True, nogil=True)
+def ip_version_of(packet):  # type: ignore[no-untyped-def]
+    """4 or 6."""
+    return np.int64(packet.rest >> np.uint64(40)) & 0xFF
 
 
 @njit(cache=True, nogil=True)
@@ -89,7 +103,8 @@ def pack_packets(  # type: ignore[no-untyped-def]
     """
     ts_ns, offset, wire_len, captured_len = packets
     reject, ip_version, protocol, vlan, src_port, dst_port, l3_offset, l4_offset, payload_offset = decoded[:9]
-    ip_len, payload_len, ttl, tos, tcp_flags, tcp_window, tcp_seq, tcp_ack, flags = decoded[9:]
+    ip_len, payload_len, ttl, tos, tcp_flags, tcp_window, tcp_seq, tcp_ack, flags = decoded[9:18]
+    tunnel_kind, tunnel_depth, tunnel_id, tunnel_path = decoded[18:]
     for i in range(rows.size):
         row = rows[i]
         row.is_decoded = reject[i] == 0
@@ -117,7 +132,16 @@ def pack_packets(  # type: ignore[no-untyped-def]
         row.rest = np.uint64(rest)
         row.inner_vlan = inner_vlan
         row.swapped = swapped
-        row.tag = np.uint32(siphash_key(k0, k1, a0, a1, b0, b1, np.uint64(rest), np.uint64(inner_vlan)))
+        path = tunnel_path[i]
+        row.path = path
+        if path == 0:
+            digest = siphash_key(k0, k1, a0, a1, b0, b1, np.uint64(rest), np.uint64(inner_vlan))
+        else:
+            row.tunnel_id = tunnel_id[i]
+            row.tunnel_kind = tunnel_kind[i]
+            row.tunnel_depth = tunnel_depth[i]
+            digest = siphash_id(k0, k1, a0, a1, b0, b1, np.uint64(rest), path, np.uint64(inner_vlan))
+        row.tag = np.uint32(digest)
         row.ts_ns = ts_ns[i]
         row.offset = offset[i]
         row.wire_len = wire_len[i]
@@ -134,8 +158,6 @@ def pack_packets(  # type: ignore[no-untyped-def]
         row.dst_port = dst_port[i]
         row.vlan[0] = vlan[i, 0]
         row.vlan[1] = vlan[i, 1]
-        row.protocol = protocol[i]
-        row.ip_version = ip_version[i]
         row.ttl = ttl[i]
         row.tos = tos[i]
         row.tcp_flags = tcp_flags[i]

@@ -33,6 +33,7 @@ ANSWERED: Final = 4  # packets in both directions
 FIN_SEEN: Final = 8  # << direction
 SYN_KNOWN: Final = 32  # << direction: `syn_seq` of that direction holds its SYN's sequence number
 GIVEN_EARLY: Final = 128  # the ready timeout has passed; this one does not outlive an active timeout
+IS_TUNNELLED: Final = 256  # the row of `tunnels` is this flow's
 
 NO_SLAB: Final = -1
 FIRST_ROW: Final = 2  # rows 0 and 1 are the sentinels
@@ -48,9 +49,19 @@ N_LINKS: Final = 6
 NEVER_NS: Final = 1 << 62
 
 
+# What follows the other fields of FLOW_DTYPE, and the tunnel path. Few flows have it, and a fourth cache line for each
+# flow costs all of them: it lies beside the rows, in an array that only tunnelled flows touch.
+TUNNEL_DTYPE: Final = np.dtype(
+    [("id", "<u4", (2,)), ("kind", "<u4"), ("depth", "<u4"), ("path", "<u8")]
+)  # the first three as in FLOW_DTYPE
+
+
 def _open_flow_dtype() -> np.dtype[np.void]:
-    """FLOW_DTYPE with signed 64-bit fields (numba makes uint64 + int64 a float), then what only the table needs."""
-    names = list(FLOW_DTYPE.names or ())
+    """FLOW_DTYPE but for its tunnel, with signed 64-bit fields, then what only the table needs.
+
+    Signed, because numba makes uint64 + int64 a float.
+    """
+    names = [name for name in FLOW_DTYPE.names or () if not name.startswith("tunnel_")]
     fields = {name: FLOW_DTYPE.fields[name] for name in names} if FLOW_DTYPE.fields else {}
     formats: list[object] = []
     for name in names:
@@ -67,10 +78,10 @@ def _open_flow_dtype() -> np.dtype[np.void]:
         ("slab", "<i4"),
         ("syn_seq", ("<u4", (2,))),  # of the last SYN per direction
         ("key_inner_vlan", "<u2"),
-        ("state", "u1"),
+        ("state", "<u2"),
     ]
     offsets = [fields[name][1] for name in names]
-    at = FLOW_DTYPE.itemsize
+    at = 8 * ROW_WORDS
     for name, kind in private:
         names.append(name)
         formats.append(kind)
@@ -80,8 +91,10 @@ def _open_flow_dtype() -> np.dtype[np.void]:
     return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": 192})
 
 
-OPEN_FLOW_DTYPE: Final = _open_flow_dtype()
+TUNNEL_WORDS: Final = 2  # of a record, at its end
 RECORD_WORDS: Final = FLOW_DTYPE.itemsize // 8
+ROW_WORDS: Final = RECORD_WORDS - TUNNEL_WORDS  # of a record, as they stand in the row
+OPEN_FLOW_DTYPE: Final = _open_flow_dtype()
 PACKET_BYTES: Final = PACKET_DTYPE.itemsize
 OPEN_FLOW_BYTES: Final = OPEN_FLOW_DTYPE.itemsize
 OPEN_FLOW_WORDS: Final = OPEN_FLOW_BYTES // 8
@@ -108,6 +121,7 @@ TABLE_DTYPE: Final = np.dtype(
         ("data_bytes", "<i8"),
         ("flows_at", "<i8"),  # OPEN_FLOW_DTYPE (max_flows + 2,)
         ("links_at", "<i8"),  # int32 (max_flows + 2, N_LINKS)
+        ("tunnels_at", "<i8"),  # TUNNEL_DTYPE (max_flows + 2,)
         ("slots_at", "<i8"),  # uint64 (n_slots,), see flow_index
         ("slab_packets_at", "<i8"),  # PACKET_DTYPE (max_slabs * n_packets,)
         ("slab_data_at", "<i8"),  # uint8 (max_slabs * n_byte_packets * row bytes,)
@@ -180,6 +194,18 @@ def words_of(table):  # type: ignore[no-untyped-def]
 def links_of(table):  # type: ignore[no-untyped-def]
     """int32 (max_flows + 2, N_LINKS)."""
     return carray(_pointer(table.links_at), (table.max_flows + FIRST_ROW, N_LINKS), np.int32)
+
+
+@njit(cache=True, nogil=True)
+def tunnels_of(table):  # type: ignore[no-untyped-def]
+    """TUNNEL_DTYPE (max_flows + 2,)."""
+    return carray(_pointer(table.tunnels_at), (table.max_flows + FIRST_ROW,), TUNNEL_DTYPE)
+
+
+@njit(cache=True, nogil=True)
+def tunnel_words_of(table):  # type: ignore[no-untyped-def]
+    """The same memory as int64 (max_flows + 2, 3)."""
+    return carray(_pointer(table.tunnels_at), (table.max_flows + FIRST_ROW, TUNNEL_WORDS + 1), np.int64)
 
 
 @njit(cache=True, nogil=True)
@@ -286,7 +312,7 @@ def take_slab(table, row):  # type: ignore[no-untyped-def]
     table.n_slabs_held += 1
     flow = flows_of(table)[row]
     flow.slab = slab
-    flow.state &= ~GIVEN_EARLY & 0xFF
+    flow.state &= ~GIVEN_EARLY & 0xFFFF
     append(table, row, IDLE, SLAB_PREV)
     if table.early_ns > 0:
         append(table, row, IDLE, EARLY_PREV)

@@ -33,6 +33,7 @@ from capture.kernels.flow_index import (
     is_crowded,
     remove,
 )
+from capture.kernels.flow_packets import ip_version_of, protocol_of
 from capture.kernels.flow_state import (
     ACK,
     ANSWERED,
@@ -45,17 +46,19 @@ from capture.kernels.flow_state import (
     GIVEN_EARLY,
     IDLE,
     IS_CLOSING,
+    IS_TUNNELLED,
     NEVER_NS,
     NEXT,
     NO_SLAB,
     PACKET_BYTES,
     PREV,
-    RECORD_WORDS,
+    ROW_WORDS,
     RST,
     SLAB_NEXT,
     SLAB_PREV,
     SYN,
     SYN_KNOWN,
+    TUNNEL_WORDS,
     append,
     bytes_at,
     flows_of,
@@ -69,10 +72,13 @@ from capture.kernels.flow_state import (
     slab_packets_of,
     take_row,
     take_slab,
+    tunnel_words_of,
+    tunnels_of,
     unlink,
     words_of,
 )
 from capture.kernels.siphash import siphash_id
+from capture.tunnel import mix
 
 # One packet can end its flow, evict two more, and make its own ready: rows that must be free before it is looked at.
 PACKET_ROWS: Final = 4
@@ -111,8 +117,12 @@ def copy_padded(source, source_at, n, target, target_at, size):  # type: ignore[
 def write_record(table, row, records, at):  # type: ignore[no-untyped-def]
     """Copy the public part of a flow into the output."""
     words = words_of(table)
-    for word in range(RECORD_WORDS):
+    for word in range(ROW_WORDS):
         records[at, word] = words[row, word]
+    is_tunnelled = flows_of(table)[row].state & IS_TUNNELLED != 0
+    tunnels = tunnel_words_of(table)
+    for word in range(TUNNEL_WORDS):
+        records[at, ROW_WORDS + word] = tunnels[row, word] if is_tunnelled else 0
 
 
 @njit(cache=True, nogil=True)
@@ -285,9 +295,12 @@ def begin(table, row, packet):  # type: ignore[no-untyped-def]
     flow.serial = table.next_serial
     table.next_serial += 1
     low, high = packet.low, packet.high
+    k1 = _ID_K1
+    if packet.path != 0:
+        k1 = mix(mix(_ID_K1, packet.path), np.uint64(packet.tunnel_id))
     flow_id = siphash_id(
         _ID_K0,
-        _ID_K1,
+        k1,
         low[0],
         low[1],
         high[0],
@@ -338,15 +351,23 @@ def open_flow(table, packet):  # type: ignore[no-untyped-def]
         flow.server[word] = packet.low[word] if client_is_high else packet.high[word]
     flow.client_port = packet.dst_port if is_turned else packet.src_port
     flow.server_port = packet.src_port if is_turned else packet.dst_port
-    flow.protocol = packet.protocol
-    flow.ip_version = packet.ip_version
+    flow.protocol = protocol_of(packet)
+    flow.ip_version = ip_version_of(packet)
     flow.quality = 0
-    if packet.protocol == TCP and tcp_flags & SYN == 0:
+    if flow.protocol == TCP and tcp_flags & SYN == 0:
         flow.quality = QUALITY_MIDSTREAM | QUALITY_DIRECTION_GUESSED
     flow.key_rest = packet.rest
     flow.key_inner_vlan = packet.inner_vlan
     flow.tag = packet.tag
     flow.state = client_is_high
+    if packet.path != 0:
+        flow.state = client_is_high | IS_TUNNELLED
+        tunnel = tunnels_of(table)[row]
+        tunnel.path = packet.path
+        tunnel.kind = packet.tunnel_kind
+        tunnel.depth = packet.tunnel_depth
+        tunnel.id[0] = 0
+        tunnel.id[1] = 0
     begin(table, row, packet)
     insert(table, row)
     append(table, row, IDLE, PREV)
@@ -454,6 +475,8 @@ def join(table, packet, row, direction):  # type: ignore[no-untyped-def]
     """The packet becomes part of the flow in ``row``."""
     flow = flows_of(table)[row]
     count_packet(flow, packet, direction)
+    if packet.path != 0 and tunnels_of(table)[row].id[direction] == 0:
+        tunnels_of(table)[row].id[direction] = packet.tunnel_id
     tcp_flags = np.int64(packet.tcp_flags)
     if tcp_flags != 0:
         follow_tcp(flow, direction, tcp_flags, packet.tcp_seq, packet.tcp_ack)

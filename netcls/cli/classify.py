@@ -12,9 +12,11 @@ from capture.errors import CaptureError, NetclsError, UsageError
 from netcls.cli.console import Progress, note, report
 from netcls.cli.options import (
     NetclsCommand,
+    decode_options,
     device_option,
     flow_table_options,
     format_option,
+    handshake_option,
     model_option,
     output_option,
     paths_argument,
@@ -40,10 +42,13 @@ EXIT_INTERRUPTED = 130
 
 def flow_options(function: F) -> F:
     """Options that decide what a flow is."""
-    strict = click.option(
-        "--strict", is_flag=True, help="A capture that is cut off is an error, not a warning."
-    )
-    return flow_table_options(strict(function))
+    for decorate in (
+        click.option("--strict", is_flag=True, help="A capture that is cut off is an error, not a warning."),
+        flow_table_options,
+        handshake_option,
+    ):
+        function = decorate(function)
+    return function
 
 
 @click.command("classify", cls=NetclsCommand)
@@ -54,6 +59,7 @@ def flow_options(function: F) -> F:
 )
 @click.option("--summary", is_flag=True, help="Per label: flows, packets, bytes; instead of the flows.")
 @flow_options
+@decode_options
 @format_option("table", "jsonl", "csv", "parquet")
 @output_option
 @threads_option
@@ -71,6 +77,7 @@ def classify(**options: Any) -> int:
 @click.command("flows", cls=NetclsCommand)
 @paths_argument
 @flow_options
+@decode_options
 @format_option("table", "jsonl", "csv", "parquet", "none")
 @output_option
 @talk_options

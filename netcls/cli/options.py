@@ -286,6 +286,36 @@ def _split_options(function: F, kinds: tuple[str, ...]) -> F:
     return function
 
 
+def decap_option(function: F) -> F:
+    """``--decap``."""
+    return click.option(
+        "--decap",
+        type=click.Choice(["inner", "outer"]),
+        default="inner",
+        help="Flows of what is inside tunnels (VXLAN, GRE, GTP-U, ...), or of the tunnels.",
+    )(function)
+
+
+def decode_options(function: F) -> F:
+    """What of a packet makes its flow: ``--decap``, ``--check-checksums``."""
+    check = click.option(
+        "--check-checksums",
+        is_flag=True,
+        help="Reject packets with a wrong IPv4, TCP or UDP checksum. Not for captures of the sending host: where "
+        "the network card makes them (offload), outgoing packets are captured without.",
+    )
+    return decap_option(check(function))
+
+
+def handshake_option(function: F) -> F:
+    """``--sni``."""
+    return click.option(
+        "--sni/--no-sni",
+        default=True,
+        help="Server name and ALPN of TLS and QUIC handshakes in the events; never model input.",
+    )(function)
+
+
 def labelled_data_options(function: F) -> F:
     """How the labels of DATA are read, and how many flows of a capture count."""
     for decorate in (

@@ -20,6 +20,7 @@ from netcls.cli.classify import Desk, refuse_stats, run_fields
 from netcls.cli.console import note
 from netcls.cli.options import (
     NetclsCommand,
+    decode_options,
     device_option,
     flow_table_options,
     format_option,
@@ -104,6 +105,7 @@ _SWITCH_INTERVAL_S: Final = 0.0005
     default=20.0,
     help="So many milliseconds a ready flow waits for others to make a full batch.",
 )
+@decode_options
 @flow_table_options
 @format_option("table", "jsonl", "csv", "parquet")
 @output_option

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from capture.decode import decode
+from capture.decode import DecodeOptions, decode
 from capture.flow_batch import EndReason, KeepSpec
 from capture.flow_key import ICMP, ICMP_COUNTERPART, ICMPV6, ICMPV6_COUNTERPART, ONE_WAY, SCTP, TCP
 from capture.flow_table import FlowTable, FlowTableConfig
@@ -160,7 +160,7 @@ def _measure(path: Path, config: FlowTableConfig) -> tuple[list[Packet], list[An
     steps = []
     with open_capture(path) as reader:
         for block in reader:
-            decoded = decode(block)
+            decoded = decode(block, DecodeOptions(decap="outer"))
             steps += list(table.push(block, decoded))
             rows = zip(
                 *(

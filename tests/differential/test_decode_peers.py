@@ -11,13 +11,14 @@ from typing import Any, Final
 import pytest
 
 from capture.block import DecodedBlock
-from capture.decode import decode
+from capture.decode import DecodeOptions, decode
 from capture.reject import Reject
 from tests import frames as f
 from tests.differential.decode_peers import PEERS, View
 from tests.packets import DATA, block_from_capture, block_of, frames_of
 from tests.reference.decode import assert_same_columns, naive_decode
 
+OUTER: Final = DecodeOptions(decap="outer")
 PROTOCOLS_WITH_PORTS: Final = (f.ICMP, f.TCP, f.UDP, f.ICMPV6, f.SCTP)
 CAPTURES: Final = sorted(path.name for path in (DATA / "captures").iterdir())
 
@@ -152,7 +153,7 @@ def known(peer: str, case: str) -> set[str]:
 def test_every_packet_of_the_captures_decodes_as_the_peer_says(peer: str, case: str) -> None:
     block = block_from_capture(DATA / "captures" / case)
     assert len(block) > 0
-    found = found_in(peer, frames_of(block), block.link_type.tolist(), decode(block))
+    found = found_in(peer, frames_of(block), block.link_type.tolist(), decode(block, OUTER))
     assert found == known(peer, case)
 
 
@@ -160,7 +161,7 @@ def test_every_packet_of_the_captures_decodes_as_the_peer_says(peer: str, case: 
 @pytest.mark.parametrize("peer", PEERS)
 def test_hand_built_frames_decode_as_the_peer_says(peer: str, case: str) -> None:
     frame, link_type = HAND_BUILT[case]
-    found = found_in(peer, [frame], [link_type], decode(block_of([frame], link_type)))
+    found = found_in(peer, [frame], [link_type], decode(block_of([frame], link_type), OUTER))
     assert found == known(peer, case)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from capture.flow_batch import EndReason, KeepSpec
 from capture.flow_key import ICMP, ICMPV6, TCP, UDP
 from capture.flow_table import FlowTable, FlowTableConfig, TableSizes
+from capture.tunnel import TunnelKind
 from tests.flows_builder import ACK, FIN, PSH, RST, SYN, A, B, Packet, S, ip4
 from tests.flows_run import HASH_KEY, Outcome, gather, plain, run, steps_of
 from tests.reference.flow_table import NaiveFlowTable, key_of
@@ -18,6 +19,16 @@ from tests.reference.flow_table import NaiveFlowTable, key_of
 HOSTS = (A, B, ip4("10.0.1.1"), ip4("200.0.0.9"))
 FLAGS = (ACK, ACK, ACK | PSH, SYN, SYN, SYN | ACK, FIN | ACK, FIN | ACK, RST, RST | ACK, SYN | RST, 0)
 STEPS_NS = (0, 0, 1, S // 2, S, 3 * S, 5 * S, 5 * S + 1, 40 * S, 200 * S, -1, -S, -50 * S, -500 * S, 2**61)
+NO_TUNNEL: dict[str, int] = {}
+TUNNELS = (
+    *([NO_TUNNEL] * 6),
+    {"tunnel_kind": TunnelKind.VXLAN, "tunnel_depth": 1, "tunnel_id": 7, "tunnel_path": 1 << 63 | 7},
+    {"tunnel_kind": TunnelKind.VXLAN, "tunnel_depth": 1, "tunnel_id": 8, "tunnel_path": 1 << 63 | 8},
+    *(
+        {"tunnel_kind": TunnelKind.GTPU, "tunnel_depth": 2, "tunnel_id": teid, "tunnel_path": 99}
+        for teid in (0, 1, 2, 3, 2**32 - 1)
+    ),
+)
 BIG = TableSizes(n_flows=64, n_slabs=64, n_ended_rows=64, n_ready_rows=64)
 
 
@@ -51,6 +62,7 @@ def packet_at(draw: st.DrawFn, ts_ns: int) -> Packet:
         flags=draw(st.sampled_from((0, 0, 2))),
         reject=draw(st.sampled_from((0, 0, 0, 0, 0, 12))),
         filler=draw(st.integers(0, 254)),
+        **draw(st.sampled_from(TUNNELS)),
     )
 
 

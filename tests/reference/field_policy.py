@@ -7,7 +7,7 @@ from __future__ import annotations
 
 Range = tuple[int, int]
 
-TUNNEL_PORTS = {4789, 8472, 6081, 2152, 3544, 1701, 6635, 4754}
+TUNNEL_PORTS = {4789, 8472, 4790, 6081, 2152, 3544, 1701, 6635, 4754}
 
 
 def hidden_header_ranges(

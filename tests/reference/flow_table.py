@@ -27,6 +27,8 @@ from capture.flow_batch import (
 )
 from capture.flow_key import ICMP, ICMP_PAIRS, ICMPV6, ICMPV6_PAIRS, TCP
 from capture.flow_table import FlowTableConfig
+from capture.kernels.flow_index import MAX_TWINS
+from capture.tunnel import DIRECTIONAL
 from tests.flows_builder import ACK, FIN, RST, SYN, Packet
 from tests.reference.siphash import siphash
 
@@ -54,6 +56,7 @@ class Flow:
     is_answered: bool = False
     was_early: bool = False
     end_reason: int = 0
+    tunnel_ids: dict[int, int] = field(default_factory=dict)
 
 
 def counterpart(packet: Packet) -> int | None:
@@ -77,15 +80,26 @@ def ends_of(packet: Packet) -> tuple[tuple[bytes, int], tuple[bytes, int], bool]
 def key_of(packet: Packet, use_vlan: bool) -> tuple[Any, ...]:
     source, target, may_swap = ends_of(packet)
     low, high = sorted((source, target)) if may_swap else (source, target)
-    return (low, high, packet.protocol, packet.ip_version, packet.vlan if use_vlan else (0, 0))
+    vlan = packet.vlan if use_vlan else (0, 0)
+    return (low, high, packet.protocol, packet.ip_version, vlan, packet.tunnel_path)
 
 
-def flow_id_of(key: tuple[Any, ...], ts_ns: int) -> int:
-    (low, low_port), (high, high_port), protocol, version, (outer, inner) = key
+def mixed(path: int, word: int) -> int:
+    z = (path ^ word) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 32) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 29
+
+
+def flow_id_of(key: tuple[Any, ...], first: Packet) -> int:
+    (low, low_port), (high, high_port), protocol, version, (outer, inner), path = key[:6]
+    ts_ns = first.ts_ns
+    hash_key = ID_KEY
+    if path:
+        hash_key = ID_KEY[:8] + mixed(mixed(0x6C6F772D69642E31, path), first.tunnel_id).to_bytes(8, "little")
     message = (
         low + high + struct.pack("<HHBBHqH", low_port, high_port, protocol, version, outer, ts_ns, inner)
     )
-    return max(siphash(ID_KEY, message, 1, 3) & (2**51 - 1), 1)
+    return max(siphash(hash_key, message, 1, 3) & (2**51 - 1), 1)
 
 
 class NaiveFlowTable:
@@ -113,7 +127,7 @@ class NaiveFlowTable:
         self.n_backwards += packet.ts_ns < self.newest_ns
         self.tick(packet.ts_ns)
         self.recover(packet.ts_ns)
-        key = key_of(packet, self.use_vlan)
+        key = self.resolved(packet, key_of(packet, self.use_vlan))
         flow = self.flows.get(key)
         if flow is not None:
             direction = self.direction(flow, packet)
@@ -125,6 +139,29 @@ class NaiveFlowTable:
         if flow is None:
             flow = self.open(key, packet)
         self.join(flow, packet, self.direction(flow, packet))
+
+    def resolved(self, packet: Packet, key: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The key of the flow that the packet belongs to, or would begin, where ids differ by direction.
+
+        Up to ``MAX_TWINS`` flows share a key and are numbered; further ones have the id in it.
+        """
+        if packet.tunnel_kind not in DIRECTIONAL:
+            return (*key, "shared", 0)
+        by_id = (*key, "by id", packet.tunnel_id)
+        for group in ("shared", by_id[6]):
+            twins = [flow for flow in self.flows.values() if flow.key[:7] == (*key, group)]
+            if group != "shared":
+                twins = [flow for flow in twins if flow.key[7] == packet.tunnel_id]
+            numbers = {flow.key[7] for flow in twins}
+            exact = [f for f in twins if f.tunnel_ids.get(self.direction(f, packet), 0) == packet.tunnel_id]
+            unknown = [f for f in twins if not f.tunnel_ids.get(self.direction(f, packet), 0)]
+            for found in (exact, unknown):
+                if found:
+                    return min(found, key=lambda flow: flow.serial).key
+            if group == "shared":
+                n_shared = len(twins)
+                shared = (*key, "shared", min(set(range(MAX_TWINS + 1)) - numbers))
+        return shared if n_shared < MAX_TWINS else by_id
 
     def advance(self, now_ns: int) -> None:
         self.tick(now_ns)
@@ -209,6 +246,7 @@ class NaiveFlowTable:
         )
         successor.quality = old.quality & (QUALITY_MIDSTREAM | QUALITY_DIRECTION_GUESSED)
         successor.syn_seq, successor.fins = old.syn_seq, old.fins
+        successor.tunnel_ids = dict(old.tunnel_ids)
         successor.is_closing, successor.is_answered = old.is_closing, old.is_answered
         self.end(old, EndReason.ACTIVE)
         self.make_slab_room()
@@ -236,6 +274,8 @@ class NaiveFlowTable:
         if packet.flags & PACKET_FRAGMENT:
             flow.quality |= QUALITY_FRAGMENTS
         flow.packets.append((direction, packet))
+        if not flow.tunnel_ids.get(direction):
+            flow.tunnel_ids[direction] = packet.tunnel_id
         if len({way for way, _ in flow.packets}) == 2:
             flow.is_answered = True
         self.follow_tcp(flow, packet, direction)
@@ -310,7 +350,7 @@ class NaiveFlowTable:
     def record(self, flow: Flow) -> Any:
         record = np.zeros((), FLOW_DTYPE)
         record["serial"] = flow.serial
-        record["flow_id"] = flow_id_of(flow.key, flow.first.ts_ns)
+        record["flow_id"] = flow_id_of(flow.key, flow.first)
         record["first_ts_ns"], record["last_ts_ns"] = flow.first.ts_ns, flow.last_ts_ns
         for direction, packet in flow.packets:
             record["packets"][direction] += 1
@@ -324,5 +364,7 @@ class NaiveFlowTable:
         record["vlan"] = flow.first.vlan
         record["protocol"], record["ip_version"] = flow.key[2:4]
         record["end_reason"], record["quality"] = flow.end_reason, flow.quality
+        record["tunnel_id"] = [flow.tunnel_ids.get(direction, 0) for direction in range(2)]
+        record["tunnel_kind"], record["tunnel_depth"] = flow.first.tunnel_kind, flow.first.tunnel_depth
         record["n_kept"] = min(len(flow.packets), self.keep.n_packets)
         return record

@@ -61,6 +61,7 @@ def test_every_column_of_a_tcp_packet() -> None:
         "tcp_seq": 2**32 - 1,
         "tcp_ack": 7,
         "flags": 0,
+        **dict.fromkeys(("tunnel_kind", "tunnel_depth", "tunnel_id", "tunnel_path", "tunnel_stop"), 0),
     }
 
 
@@ -86,6 +87,7 @@ def test_every_column_of_a_udp_packet_over_ipv6() -> None:
         "tcp_seq": 0,
         "tcp_ack": 0,
         "flags": 0,
+        **dict.fromkeys(("tunnel_kind", "tunnel_depth", "tunnel_id", "tunnel_path", "tunnel_stop"), 0),
     }
 
 
@@ -318,9 +320,17 @@ def test_the_first_fragment_has_ports_and_only_its_own_payload() -> None:
         )
 
 
-def test_a_first_fragment_too_small_for_its_header_says_so() -> None:
-    got = row(f.ipv4(f.tcp()[:8], f.TCP, fragment=0x2000), RAW)
-    assert (got["reject"], got["flags"], got["src_port"]) == (Reject.TRUNCATED_TRANSPORT, PACKET_FRAGMENT, 0)
+def test_a_first_fragment_too_small_for_its_header_has_ports_and_no_more() -> None:
+    got = row(f.ipv4(f.tcp(flags=f.SYN)[:8], f.TCP, fragment=0x2000), RAW)
+    assert (got["reject"], got["flags"], got["src_port"]) == (0, PACKET_FRAGMENT, 50000)
+    assert (got["tcp_seq"], got["tcp_flags"], got["payload_offset"], got["payload_len"]) == (0, 0, 28, 0)
+
+
+def test_a_header_that_is_short_for_another_reason_is_rejected() -> None:
+    cut = row(f.ipv4(f.tcp(), f.TCP, fragment=0x2000)[:-12], RAW)
+    assert (cut["reject"], cut["src_port"]) == (Reject.TRUNCATED_TRANSPORT, 0)
+    whole = row(f.ipv4(f.tcp()[:8], f.TCP), RAW)
+    assert whole["reject"] == Reject.TRUNCATED_TRANSPORT
 
 
 def test_a_later_fragment_is_ignored_but_has_its_addresses() -> None:
@@ -331,7 +341,7 @@ def test_a_later_fragment_is_ignored_but_has_its_addresses() -> None:
     ):
         got = row(packet, RAW)
         assert (got["reject"], got["protocol"], got["l4_offset"]) == (Reject.LATER_FRAGMENT, f.UDP, 0)
-        assert (any(got["src"]), any(got["dst"]), got["flags"]) == (True, True, 0)
+        assert (any(got["src"]), any(got["dst"]), got["flags"]) == (True, True, PACKET_FRAGMENT)
 
 
 def test_an_atomic_fragment_is_a_whole_packet() -> None:

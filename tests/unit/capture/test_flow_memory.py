@@ -110,7 +110,7 @@ def colliding_packets(n: int) -> list[Packet]:
     found: list[Packet] = []
     for port in range(65536):
         packet = udp(T0, src_port=port)
-        (low, low_port), (high, high_port), protocol, version, _ = key_of(packet, use_vlan=True)
+        (low, low_port), (high, high_port), protocol, version, *_ = key_of(packet, use_vlan=True)
         ports = low_port.to_bytes(2, "little") + high_port.to_bytes(2, "little")
         message = low + high + ports + bytes([protocol, version, 0, 0, 0, 0])
         if siphash(HASH_KEY, message, 1, 3) % 4096 in (4095, 0):
