@@ -93,7 +93,9 @@ def test_quick_jobs_of_all_tasks_come_before_any_network(results: ModuleType) ->
     assert names[0] == "T1.implementations.quick"
     assert len(names) == len(set(names))
     stages = [name.rpartition(".")[2] for name in names]
-    assert stages == ["quick"] * stages.count("quick") + ["networks"] * 7
+    assert (
+        stages == ["quick"] * stages.count("quick") + ["networks"] * 5
+    )  # nothing is trained from a base that knows the lab
     assert {name.partition(".")[0] for name in names} == {f"T{number}" for number in range(1, 8)}
     assert [job.name for job in results.jobs(["T4.flow"])] == ["T4.flow.quick"]
 
@@ -101,11 +103,18 @@ def test_quick_jobs_of_all_tasks_come_before_any_network(results: ModuleType) ->
 def test_the_command_says_what_is_run(results: ModuleType, tmp_path: Path) -> None:
     (job,) = results.jobs(["T2.operator"])
     options = results.options_of(job, "t.csv", tmp_path, 1)
-    assert (options.base, options.leave_out, options.seeds) == ("netmamba", (("A",),), (0, 1, 2))
+    assert (options.base, options.leave_out, options.seeds) == ("packet-mamba-small", (("A",),), (0, 1, 2))
     assert results.command_of(options, "t.csv") == (
-        "netcls evaluate t.csv --base netmamba --rows frozen,head --split group --max-flows-per-capture 20 "
+        "netcls evaluate t.csv --base packet-mamba-small --rows frozen,head --split group --max-flows-per-capture 20 "
         "--group operator --leave-out A --no-checks"
     )
+
+
+def test_the_lab_is_never_trained_from_a_base_that_knows_it(results: ModuleType, tmp_path: Path) -> None:
+    for job in results.jobs(["T1", "T7"]):
+        options = results.options_of(job, "t.csv", tmp_path, 1)
+        assert {row.partition(":")[0] for row in options.rows} == {"random"}
+        assert "--max-seconds-per-row 90" in results.command_of(options, "t.csv")
 
 
 def test_without_data_nothing_is_run_and_the_line_says_what_to_give(
