@@ -73,7 +73,7 @@ class LiveRun:
     """One capture from opening to stop; iterate it once for its events. A context manager that closes its sources.
 
     Args:
-        sources: opened; nothing is captured before the iteration begins.
+        sources: opened; nothing is captured before :meth:`start`, or the iteration if that comes first.
         options: how.
         classify: False: flow records only, without a model.
         checkpoint: already loaded; None: ``options.model`` is loaded.
@@ -126,6 +126,7 @@ class LiveRun:
         )
         self.warnings = self._loop.warnings
         self.on_news: Callable[[], None] | None = None
+        self._is_started = False
 
     def __enter__(self) -> LiveRun:
         return self
@@ -139,6 +140,12 @@ class LiveRun:
         if self._answerer:
             self._answerer.close()
 
+    def start(self) -> None:
+        """Begin to capture: what is on the wire from here on is seen. May be called again."""
+        if not self._is_started:
+            self._is_started = True
+            self._loop.start()
+
     def stop(self) -> None:
         """Stop capturing and end all flows; the iteration ends behind their events. Safe in a signal handler."""
         self._loop.stop()
@@ -146,7 +153,7 @@ class LiveRun:
     def __iter__(self) -> Iterator[EventBatch]:
         threads = self._answerer.threads if self._answerer else 1
         patience_s = self._options.max_latency_ms / 1000
-        self._loop.start()
+        self.start()
         while True:
             steps = self._queue.take(_MICRO_BATCH * threads, patience_s, _MOST_FLOWS_AT_ONCE)
             if self.on_news is not None:

@@ -55,6 +55,7 @@ class WorkerPool:
         self.counters = Counters()
         self.warnings: list[str] = []
         self.on_news: Callable[[], None] | None = None
+        self._is_started = False
         self._connections: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
         try:
@@ -68,7 +69,7 @@ class WorkerPool:
             for sockets in rings:
                 for ring in sockets:
                     ring.close()
-            self._wait_until_warm()
+            self._wait_for_all("ready")
         except BaseException:
             self.close()
             raise
@@ -79,12 +80,14 @@ class WorkerPool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def _wait_until_warm(self) -> None:
+    def _wait_for_all(self, what_for: str) -> None:
         for connection in self._connections:
             try:
                 kind, what = connection.recv()
             except EOFError:
-                raise LiveError("a worker ended before it was ready; try --workers 1 to see why") from None
+                raise LiveError(
+                    f"a worker ended before it was {what_for}; try --workers 1 to see why"
+                ) from None
             if kind == "failed":
                 raise NetclsError(what)
 
@@ -100,6 +103,13 @@ class WorkerPool:
                 process.kill()
                 process.wait()
 
+    def start(self) -> None:
+        """See :meth:`netcls.live.LiveRun.start`; returns when every worker sees packets."""
+        if not self._is_started:
+            self._is_started = True
+            self._send("go")
+            self._wait_for_all("capturing")
+
     def stop(self) -> None:
         """See :meth:`netcls.live.LiveRun.stop`."""
         self._send("stop")
@@ -113,7 +123,7 @@ class WorkerPool:
                 continue
 
     def __iter__(self) -> Iterator[EventBatch]:
-        self._send("go")
+        self.start()
         failures: list[str] = []
         waiting = list(self._connections)
         while waiting:
@@ -177,6 +187,8 @@ def work(connection_fd: int) -> None:
         with LiveRun(sources, options, classify=classify) as run:
             connection.send(("warm", None))
             if connection.recv() == "go":
+                run.start()
+                connection.send(("begun", None))
                 threading.Thread(target=_listen, args=(connection, run), daemon=True).start()
                 _send_all(run, connection)
             connection.send(("end", run.counters))

@@ -153,6 +153,7 @@ def _deliver(options: dict[str, Any], opened: Opened) -> int:
         run.warnings[:0] = opened.warnings
         # The signals are ours until the last event has left.
         signals = stack.enter_context(_stop_on_signals(run.stop))
+        run.start()
         if not options["quiet"]:
             note(f"netcls: capturing on {', '.join(names)}; Ctrl-C ends")
         run.on_news = partial(desk.warn, run)
