@@ -96,6 +96,11 @@ from netcls.cli.train import Telling, finish
     "--report", metavar="FILE.html", show_default="none", help="Page to write: one file, no network."
 )
 @click.option(
+    "--update-card",
+    is_flag=True,
+    help="Write the numbers into the card of each --model that is a folder, unless it has seen a test capture.",
+)
+@click.option(
     "--cache-dir",
     metavar="DIR",
     show_default="none",
@@ -121,13 +126,37 @@ def evaluate(**options: Any) -> None:
     options["cache_dir"] = Path(options["cache_dir"]) if options["cache_dir"] else None
     wanted = {name: options[name] for name in EvaluateOptions.__dataclass_fields__ if name in options}
     made = EvaluateOptions(**wanted)
+    folders = _card_folders(made.models) if options["update_card"] else []
     report = _report_place(options["report"])
     with Telling(options) as line:
         result = run_evaluate(made, line.on_progress)
     result["command"] = shlex.join(["netcls", *sys.argv[1:]])
     if report is not None:
         _write_page(report, result)
+    if folders:
+        from netcls.evaluation.card_update import update_card
+
+        for folder in folders:
+            update_card(folder, _row_name(folder, result), result)
     finish(options, result, _lines(result, report))
+
+
+def _card_folders(models: tuple[str, ...]) -> list[Path]:
+    """Folders whose cards may be written; refused before any work where there are none."""
+    from capture.errors import UsageError
+
+    folders = [Path(model) for model in models if Path(model).is_dir()]
+    if not folders:
+        raise UsageError("--update-card needs a checkpoint folder; give --model DIR")
+    return folders
+
+
+def _row_name(folder: Path, result: dict[str, Any]) -> str:
+    """Name of the row of a checkpoint folder: the folder's, or the path as given where two share it."""
+    from models.checkpoint import read_files
+
+    digest = read_files(folder).digest
+    return next(str(row["name"]) for row in result["rows"] if row.get("checkpoint") == digest)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import pytest
 from capture.errors import CheckpointError, DataError, UsageError
 from capture.flow_batch import FlowBatch, KeepSpec
 from capture.representations import build
+from models.checkpoint import load_checkpoint
 from netcls.cli.main import main
 from netcls.datasets.capture_flows import process_capture
 from netcls.evaluating import EvaluateOptions, run_evaluate
@@ -335,6 +336,43 @@ def test_the_command_writes_the_table_the_json_and_the_page(data, model, tmp_pat
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert main(["evaluate", str(data), *flags, "--json", "-q"]) == 0
     assert json.loads(capfd.readouterr().out)["best"] == "two-labels"
+
+
+def test_the_card_gets_the_same_numbers_and_no_void_ones(data, model, tmp_path, capfd):
+    import shutil
+
+    copy = tmp_path / "carded"
+    shutil.copytree(model, copy)
+    digest = load_checkpoint(copy).digest
+    flags = [
+        "--model",
+        str(copy),
+        "--no-baselines",
+        "--seed",
+        "0",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "-q",
+        "--json",
+    ]
+    for _ in range(2):  # the second replaces the first
+        assert main(["evaluate", str(data), *flags, "--update-card"]) == 0
+        result = json.loads(capfd.readouterr().out)
+    after = load_checkpoint(copy)
+    (entry,) = after.card["evaluations"]
+    assert after.digest == digest
+    assert entry["macro_f1"] == result["rows"][0]["macro_f1"]
+    assert entry["best_baseline"] == "majority"
+    assert entry["seen"] == "no test capture is in its lists"
+    assert "## Evaluations" in (copy / "README.md").read_text()
+    before = (copy / "card.json").read_bytes()
+    assert main(["evaluate", str(data), *flags, "--update-card", "--split", "none"]) == 2
+    assert "its card is not changed" in capfd.readouterr().err
+    assert (copy / "card.json").read_bytes() == before
+    assert main(["evaluate", str(data), "--update-card"]) == 2
+    assert "--update-card needs a checkpoint folder" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
