@@ -38,9 +38,9 @@ from netcls.evaluation.measures import (
     score_only,
     time_contender,
 )
-from netcls.evaluation.seen_captures import seen_captures
+from netcls.evaluation.seen_captures import SeenCaptures, seen_captures
 from netcls.evaluation.shortcuts import after_packets, check_shortcuts
-from netcls.evaluation.trained_rows import CHEAP_ROWS, ROWS, RowChoice, RowTrainer
+from netcls.evaluation.trained_rows import CHEAP_ROWS, FROM_RANDOM_WEIGHTS, ROWS, RowChoice, RowTrainer
 from netcls.evaluation.unknowns import measure_unknowns
 from netcls.evaluation.verdict import verdict_of
 from netcls.training_run import wait_passively
@@ -205,10 +205,11 @@ def run_evaluate(options: EvaluateOptions, on_progress: Progress | None = None) 
     )
     contenders: list[Contender] = []
     trainer = None if base is None else _trainer(options, base, data, tell)
+    base_seen = None if base is None else seen_captures(base, f"base {base.name!r}", _tested(data))
     try:
         contenders += _checkpoint_contenders(options, checkpoints, data)
         if trainer is not None:
-            contenders += [trainer.contender(choice, options.seeds) for choice in options.row_choices()]
+            contenders += _trained_contenders(options, trainer, base_seen)
         baseline_input = _baseline_input(networks, data)
         contenders += _baseline_contenders(options, baseline_input, data, tell)
         calibrate_baselines(contenders, data)
@@ -220,11 +221,9 @@ def run_evaluate(options: EvaluateOptions, on_progress: Progress | None = None) 
         if trainer is not None:
             trainer.close()
     result = _result(options, data, contenders, rows, answers, time.monotonic() - start_s)
-    if base is not None:
-        tested = [capture.digest() for capture in data.prepared.captures_of(TEST)]
-        seen = seen_captures(base, f"base {base.name!r}", tested)
-        result["base"] = {"name": base.name, "checkpoint": base.digest, "seen": seen.as_dict()}
-        result["warnings"] += [seen.warning] if seen.warning else []
+    if base is not None and base_seen is not None:
+        result["base"] = {"name": base.name, "checkpoint": base.digest, "seen": base_seen.as_dict()}
+        result["warnings"] += [base_seen.warning] if base_seen.warning else []
     return result | {"learning_curve": curve}
 
 
@@ -266,14 +265,31 @@ def _representation(checkpoint: Checkpoint) -> Representation:
 def _checkpoint_contenders(
     options: EvaluateOptions, checkpoints: list[tuple[str, Checkpoint]], data: ComparisonData
 ) -> list[Contender]:
-    tested = [capture.digest() for capture in data.prepared.captures_of(TEST)]
+    tested = _tested(data)
     made = []
     for name, checkpoint in checkpoints:
         contender = checkpoint_contender(
             name, checkpoint, data.raw, data.label_names, threads=options.threads, device=options.device
         )
-        contender.facts["seen"] = seen_captures(checkpoint, f"model {name!r}", tested).as_dict()
+        seen = seen_captures(checkpoint, f"model {name!r}", tested)
+        contender.facts |= {"seen": seen.as_dict(), "is_void": bool(seen.trained_on)}
         made.append(contender)
+    return made
+
+
+def _tested(data: ComparisonData) -> list[str]:
+    """SHA-256 of each test capture."""
+    return [capture.digest() for capture in data.prepared.captures_of(TEST)]
+
+
+def _trained_contenders(
+    options: EvaluateOptions, trainer: RowTrainer, base_seen: SeenCaptures | None
+) -> list[Contender]:
+    """The rows that are trained here; one whose base has learnt test captures is void."""
+    made = [trainer.contender(choice, options.seeds) for choice in options.row_choices()]
+    for contender in made:
+        starts_from_base = contender.name != FROM_RANDOM_WEIGHTS
+        contender.facts["is_void"] = bool(starts_from_base and base_seen and base_seen.trained_on)
     return made
 
 
@@ -450,5 +466,5 @@ def _digest_of_digests(data: ComparisonData) -> str:
     """One SHA-256 over the sorted SHA-256 of all test captures: whether two evaluations tested the same files."""
     import hashlib
 
-    digests = sorted(capture.digest() for capture in data.prepared.captures_of(TEST))
+    digests = sorted(_tested(data))
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()

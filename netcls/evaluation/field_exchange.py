@@ -147,13 +147,14 @@ class _Exchange:
         self, flow: NDArray[np.intp], packet: NDArray[np.intp], other: NDArray[np.intp]
     ) -> NDArray[np.intp]:
         """The donor's first packet that goes the same way; the one at the same place where it has none."""
-        n_packets = self.source.data.shape[1]
         direction = self.source.packets["direction"]
-        there = np.arange(n_packets)[None, :] < self.source.records["n_kept"][:, None]
-        ways = [there & (direction[:, :n_packets] == way) for way in (0, 1)]
+        there = np.arange(direction.shape[1])[None, :] < self.source.records["n_kept"][:, None]
+        ways = [there & (direction == way) for way in (0, 1)]
         first = np.stack([np.where(way.any(axis=1), way.argmax(axis=1), -1) for way in ways], axis=1)
         found = first[other, direction[flow, packet]]
-        return np.asarray(np.where(found >= 0, found, packet))
+        n_with_bytes = self.source.data.shape[1]
+        has_bytes = (found >= 0) & ((found < n_with_bytes) | (packet >= n_with_bytes))
+        return np.asarray(np.where(has_bytes, found, packet))
 
 
 def _addresses(x: _Exchange) -> None:
@@ -275,7 +276,7 @@ def _other_ip_header(
 
 
 def _opening(x: _Exchange) -> None:
-    chosen = x.of_protocol(_TCP) & (x.source.data.shape[1] > 0)
+    chosen = x.of_protocol(_TCP)
     first_ts_ns = x.source.packets["ts_ns"][:, 0]
     x.to.packets[chosen, 0] = x.source.packets[x.donor[chosen], 0]
     x.to.packets["ts_ns"][chosen, 0] = first_ts_ns[chosen]

@@ -133,8 +133,10 @@ def _scores(result: Mapping[str, Any]) -> str:
 
 
 def _budget(row: Row) -> str:
+    """What the row was allowed, and whether its score counts."""
     training = row.get("training")
-    return f" · {training['budget']}" if training else ""
+    void = " · VOID: trained on captures that are tested here" if row.get("is_void") else ""
+    return (f" · {training['budget']}" if training else "") + void
 
 
 def _classes(best: Row, rival: Row) -> str:

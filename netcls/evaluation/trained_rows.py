@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from models.learning.finetune import FinetuneResult
 
 ROWS: Final = ("random", "frozen", "head", "lora", "full")
+FROM_RANDOM_WEIGHTS: Final = "random"
 CHEAP_ROWS: Final = ("frozen", "head")
 """Rows that the learning curve over shots is drawn of."""
 

@@ -39,6 +39,8 @@ def verdict_of(
 ) -> Verdict:
     """Compare the best network with the best baseline on the same draws of groups.
 
+    A network that was trained on test captures is void: it is not the best while there is another.
+
     Args:
         rows: of the result; at least one network and one baseline were run.
         answers: to the test part, by the rows' names.
@@ -46,7 +48,9 @@ def verdict_of(
         split: its facts, with ``optimism``.
         seed: of the bootstrap.
     """
-    networks = [row for row in rows if row["kind"] != "baseline" and not row["skipped"]]
+    run = [row for row in rows if row["kind"] != "baseline" and not row["skipped"]]
+    void = [row["name"] for row in run if row.get("is_void")]
+    networks = [row for row in run if not row.get("is_void")] or run
     baselines = [row for row in rows if row["kind"] == "baseline" and not row["skipped"]]
     ours = max(networks, key=lambda row: row["macro_f1"])
     theirs = max(baselines, key=lambda row: row["macro_f1"])
@@ -77,6 +81,8 @@ def verdict_of(
     else:
         text = f"{best} beats every baseline that was run, the best is {theirs['name']}: {numbers}."
     text = f"{text[0].upper()}{text[1:]} {split['optimism'][0].upper()}{split['optimism'][1:]}."
+    if void:
+        text = f"Void, because trained on captures that are tested here: {', '.join(void)}. {text}"
     not_run = [row["name"] for row in rows if row["skipped"]]
     if not_run:
         text += f" Not run: {', '.join(not_run)}."

@@ -140,6 +140,10 @@ def test_a_capture_that_trained_the_model_voids_its_score(options):
     assert any(
         "was trained on 12 of 16 test captures: its score is void" in line for line in result["warnings"]
     )
+    assert result["verdict"].startswith(
+        "Void, because trained on captures that are tested here: two-labels. "
+    )
+    assert "VOID" in page_of(result)
     assert "for want of a training part" in majority["sees"]
     assert "No split: all of DATA is tested" in result["verdict"]
     assert result["split"]["parts"]["test"]["flows"] == 96

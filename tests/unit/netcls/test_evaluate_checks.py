@@ -130,6 +130,16 @@ def test_times_are_those_of_another_flow_from_the_own_beginning(flows):
     assert np.array_equal(changed.packets["ts_ns"][:, 0], flows.packets["ts_ns"][:, 0])
 
 
+def test_flows_without_bytes_have_their_columns_exchanged(flows):
+    """A model may read sizes and times alone: then no byte of any packet is kept."""
+    bare = FlowBatch(flows.records, flows.packets, flows.data[:, :0])
+    for field in FIELDS:
+        changed = exchange(bare, field, H, np.random.default_rng(1))
+        assert changed.data.shape == bare.data.shape
+    changed = exchange(bare, "ttl", H, np.random.default_rng(1))
+    assert (changed.packets["ttl"] != flows.packets["ttl"]).any()
+
+
 def test_no_flows_are_no_trouble():
     empty = FlowBatch(
         np.zeros(0, FLOW_DTYPE), np.zeros((0, 3), PACKET_DTYPE), np.zeros((0, 3, H + P), np.uint8)
