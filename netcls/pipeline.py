@@ -2,17 +2,20 @@
 
     reader -> decode -> FlowTable -> representation -> Predictor -> EventBatch
 
-Every capture has a flow table of its own. A flow is answered when it is ready (it has the packets that the
-representation wants, or it ended before) and leaves, with its final counters, when it ends: one event a flow.
+Every capture has a flow table of its own, unless all are one stream. A flow is answered when it is ready (it has the
+packets that the representation wants, or it ended before) and leaves, with its final counters, when it ends: one event
+a flow.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from capture.decode import DecodeOptions, Decoder
 from capture.errors import CaptureError
@@ -23,6 +26,7 @@ from capture.readers import open_capture
 from netcls.answers import AnswerStore
 from netcls.counters import Counters
 from netcls.event_batch import EventBatch, ModelName
+from netcls.inputs import by_first_packet
 
 if TYPE_CHECKING:
     from models.checkpoint import Checkpoint
@@ -50,6 +54,9 @@ class RunOptions:
         precision: of the model on a CPU: ``auto``, ``fp32``, ``bf16`` or ``int8``.
         decap: ``inner`` or ``outer``; see :class:`capture.decode.DecodeOptions`.
         check_checksums: see there.
+        as_one_stream: all captures, in the order of their first packets, through one flow table.
+        follow: wait for more at the end of a file, until an interrupt.
+        follow_idle_s: or until nothing has come for so long; 0: no limit.
         sni: whether server names and ALPN of TLS and QUIC handshakes are looked for.
     """
 
@@ -67,6 +74,13 @@ class RunOptions:
     decap: str = "inner"
     check_checksums: bool = False
     sni: bool = True
+    as_one_stream: bool = False
+    follow: bool = False
+    follow_idle_s: float = 0.0
+
+    def follow_s(self) -> float:
+        """How long to wait for more at the end of a capture; see :func:`capture.readers.open_capture`."""
+        return (self.follow_idle_s or math.inf) if self.follow else 0.0
 
     def decode_options(self) -> DecodeOptions:
         """The decoder's part of these options."""
@@ -199,22 +213,44 @@ class Run:
             self._answerer.close()
 
     def __iter__(self) -> Iterator[EventBatch]:
-        for path in self._paths:
-            try:
-                yield from self._one_capture(path)
-            except CaptureError as error:
-                self.counters.captures_failed += 1
-                if self._on_error is None:
-                    raise
-                self._on_error(error)
+        if self._options.as_one_stream:
+            yield from self._stream(by_first_packet(self._paths))
+        else:
+            for path in self._paths:
+                yield from self._stream([path])
 
-    def _one_capture(self, path: str) -> Iterator[EventBatch]:
+    def _stream(self, paths: Sequence[str]) -> Iterator[EventBatch]:
+        """Captures through one flow table, in their order."""
         keep = self._answerer.representation.keep if self._answerer else KeepSpec()
         table = FlowTable(self._options.flow_table_config(), keep)
         decoder = Decoder(self._options.decode_options())
         pending = _Pending(HandshakeTracker() if self._options.sni else None)
         failure: CaptureError | None = None
-        with open_capture(path, strict=self._options.strict) as reader:
+        for path in paths:
+            pending.begin_file(path, table.counters.flows_started)
+            try:
+                yield from self._one_capture(path, table, decoder, pending)
+            except CaptureError as error:
+                self.counters.captures_failed += 1
+                failure = error
+                if self._on_error is None:
+                    break
+                self._on_error(error)
+        # What was read before an error is answered and counted like everything else.
+        for step in table.flush(EndReason.FORCED):
+            yield from self._take(step, pending)
+        self.counters.add_table(table.counters)
+        self.counters.count_decoder(decoder)
+        yield from self._hand_out(pending)
+        if pending.handshakes:
+            self._count_handshakes(pending.handshakes)
+        if failure is not None and self._on_error is None:
+            raise failure
+
+    def _one_capture(
+        self, path: str, table: FlowTable, decoder: Decoder, pending: _Pending
+    ) -> Iterator[EventBatch]:
+        with open_capture(path, strict=self._options.strict, follow_s=self._options.follow_s()) as reader:
             self.counters.captures += 1
             try:
                 for block in reader:
@@ -225,39 +261,29 @@ class Run:
                     if pending.handshakes:
                         pending.handshakes.see(block, decoded)
                     for step in table.push(block, decoded):
-                        yield from self._take(step, pending, path)
+                        yield from self._take(step, pending)
                     if len(block) < SMALL_BLOCK_PACKETS:
-                        yield from self._hand_out(pending, path)
-            except CaptureError as error:
-                failure = error
+                        yield from self._hand_out(pending)
+            except CaptureError:
+                self.counters.captures_cut += reader.counters.cut
+                raise
             except KeyboardInterrupt:
                 # Flows that have ended are delivered before the run stops.
-                yield from self._hand_out(pending, path)
+                yield from self._hand_out(pending)
                 raise
             if reader.counters.cut:
                 self.counters.captures_cut += 1
-                if failure is None:
-                    self.warnings.append(reader.counters.cut_message)
-        # What was read before an error is answered and counted like everything else.
-        for step in table.flush(EndReason.FORCED):
-            yield from self._take(step, pending, path)
-        self.counters.add_table(table.counters)
-        self.counters.count_decoder(decoder)
-        yield from self._hand_out(pending, path)
-        if pending.handshakes:
-            self._count_handshakes(pending.handshakes)
-        if failure is not None:
-            raise failure
+                self.warnings.append(reader.counters.cut_message)
 
-    def _take(self, step: FlowStep, pending: _Pending, path: str) -> Iterator[EventBatch]:
+    def _take(self, step: FlowStep, pending: _Pending) -> Iterator[EventBatch]:
         if self._answerer and len(step.ready):
             pending.ready.append(step.ready)
         if len(step.ended):
             pending.ended.append(step.ended)
         if pending.n_ready() >= READY_FLOWS or pending.n_ended() >= ENDED_FLOWS:
-            yield from self._hand_out(pending, path)
+            yield from self._hand_out(pending)
 
-    def _hand_out(self, pending: _Pending, path: str) -> Iterator[EventBatch]:
+    def _hand_out(self, pending: _Pending) -> Iterator[EventBatch]:
         if self._answerer and pending.ready:
             self._answerer.answer(joined(pending.ready))
         pending.ready.clear()
@@ -267,18 +293,18 @@ class Run:
             answers = self._answerer.store.pop(records["serial"]) if self._answerer else None
             hellos = pending.handshakes.take(records) if pending.handshakes else None
             enough = records["packets"].sum(axis=1) >= self._options.min_packets
-            if not enough.all():
-                self.counters.flows_skipped += int((~enough).sum())
-                records = records[enough]
-                answers = answers.take(enough) if answers else None
-                hellos = (
-                    [hello for hello, keep in zip(hellos, enough, strict=True) if keep] if hellos else None
-                )
-            if answers:
-                self.counters.predictions += len(records)
-                self.counters.unknown += int(answers.unknown.sum())
-            if len(records):
-                yield EventBatch(path, records, answers, handshakes=hellos)
+            self.counters.flows_skipped += int((~enough).sum())
+            for path, rows in pending.by_file(records["serial"]):
+                rows &= enough
+                n = int(rows.sum())
+                if not n:
+                    continue
+                told = answers.take(rows) if answers else None
+                if told:
+                    self.counters.predictions += n
+                    self.counters.unknown += int(told.unknown.sum())
+                said = [hello for hello, keep in zip(hellos, rows, strict=True) if keep] if hellos else None
+                yield EventBatch(path, records[rows], told, handshakes=said)
 
     def _count_handshakes(self, tracker: HandshakeTracker) -> None:
         for name, n in asdict(tracker.counters).items():
@@ -296,8 +322,21 @@ class _Pending:
 
     def __init__(self, handshakes: HandshakeTracker | None) -> None:
         self.handshakes = handshakes
+        self._files: list[str] = []
+        self._first_serials: list[int] = []
         self.ready: list[FlowBatch] = []
         self.ended: list[FlowBatch] = []
+
+    def begin_file(self, path: str, first_serial: int) -> None:
+        """Flows from this number on begin in another file."""
+        self._files.append(path)
+        self._first_serials.append(first_serial)
+
+    def by_file(self, serials: NDArray[np.uint64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """The files in which flows began, each with a mask of its flows."""
+        file_of = np.searchsorted(self._first_serials, serials, side="right") - 1
+        for number in np.unique(file_of):
+            yield self._files[number], file_of == number
 
     def n_ready(self) -> int:
         return sum(len(batch) for batch in self.ready)

@@ -338,7 +338,7 @@ def _ipv6_headers(data, at, end, stop, row, fragment):  # type: ignore[no-untype
 
 @helper
 def _note_fragment(row, fragment, ident, offset, has_more, n_bytes):  # type: ignore[no-untyped-def]
-    row.flags |= _FRAGMENT
+    row["flags"] |= _FRAGMENT
     for word in range(2):
         fragment["from"][word] = row.src[word]
         fragment["to"][word] = row.dst[word]
@@ -472,7 +472,7 @@ def unwrap_level(  # type: ignore[no-untyped-def]
         return reason, end, 0, False, at, False
     reason, l4, stop, is_fragment = ip_layer(data, start, at, end, wire, wanted, row, fragment, check)
     if stop > frame_end:
-        row.flags |= _TRUNCATED
+        row["flags"] |= _TRUNCATED
     if reason == _DECODED and is_inside and stop > wire:
         reason = _BAD_IP_TOTAL_LENGTH
     if reason != _DECODED:
@@ -533,7 +533,7 @@ def unwrap_rows(  # type: ignore[no-untyped-def]
         for word in range(UNWRAPPED_WORDS):
             scratch_words[0, word] = 0
         if end < frame_end:
-            row.flags = _TRUNCATED
+            row["flags"] = _TRUNCATED
         layer, argument, at = links.frame_layer(data, start, end, np.int64(link_types[i]))
         n_fragments = 0
         is_inside = False

@@ -20,6 +20,9 @@ MAX_ZSTD_WINDOW_BYTES: Final = 128 << 20  # what the zstd command accepts withou
 
 GZIP_MAGIC: Final = bytes.fromhex("1f8b")
 ZSTD_MAGIC: Final = bytes.fromhex("28b52ffd")
+XZ_MAGIC: Final = bytes.fromhex("fd377a585a00")
+BZIP2_MAGIC: Final = b"BZh"
+LZ4_MAGIC: Final = bytes.fromhex("04224d18")
 _ZSTD_SKIPPABLE: Final = 0x184D2A50  # the lowest four bits are free
 _ZSTD_MAX_HEADER_BYTES: Final = 18
 _ZSTD_MAX_BLOCK_BYTES: Final = 1 << 17

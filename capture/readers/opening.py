@@ -10,8 +10,11 @@ from typing import BinaryIO, Final, cast
 from capture.errors import CaptureError, NotACaptureError
 from capture.readers.base import PCAP_MAGICS, PCAPNG_MAGIC, CaptureReader
 from capture.readers.compressed import (
+    BZIP2_MAGIC,
     GZIP_MAGIC,
+    LZ4_MAGIC,
     MAX_DECOMPRESSED_BYTES,
+    XZ_MAGIC,
     ZSTD_MAGIC,
     DecompressedSource,
     GzipSource,
@@ -29,9 +32,7 @@ _KNOWN_OTHERS: Final = (
     (bytes.fromhex("34cdb2a1"), "a 'modified' pcap (Kuznetzov's)", "convert it with `editcap -F pcap`"),
     (b"snoop\0", "a snoop capture", "convert it with `editcap -F pcap`"),
     (b"GMBU", "a Network Monitor capture", "convert it with `editcap -F pcap`"),
-    (b"BZh", "a bzip2-compressed file", "unpack it with `bunzip2`"),
-    (b"\xfd7zXZ", "an xz-compressed file", "unpack it with `unxz`"),
-    (bytes.fromhex("04224d18"), "an lz4-compressed file", "unpack it with `unlz4`"),
+    (bytes.fromhex("02214c18"), "an lz4 file of the legacy format", "unpack it with `unlz4`"),
     (b"PK\x03\x04", "a zip archive", "unpack it with `unzip`"),
 )
 
@@ -42,8 +43,9 @@ def open_capture(
     piece_bytes: int = PIECE_BYTES,
     strict: bool = False,
     max_decompressed_bytes: int | None = MAX_DECOMPRESSED_BYTES,
+    follow_s: float = 0.0,
 ) -> CaptureReader:
-    """Open a classic pcap or pcapng, plain or in gzip or zstd, all found by content.
+    """Open a classic pcap or pcapng, plain or in gzip, zstd, xz, bzip2 or lz4, all found by content.
 
     Nothing is seeked, so pipes work. The first bytes are read at once; the packets as they are asked for.
 
@@ -54,6 +56,7 @@ def open_capture(
         strict: raise CutCaptureError at the end of a capture that is cut off or damaged, behind its last
             packet. Otherwise ``reader.counters`` tells.
         max_decompressed_bytes: bound on what a compressed file may unpack to; None for no bound.
+        follow_s: at the end, wait for more until none has come for so many seconds (``math.inf``: for ever).
 
     Raises:
         CaptureError: the source cannot be opened or read, or its file header is cut off. Later, from the
@@ -62,7 +65,7 @@ def open_capture(
     """
     with ExitStack() as resources:
         stream, name = _open_stream(source, resources)
-        source_bytes = StreamSource(stream, name)
+        source_bytes = StreamSource(stream, name, follow_s)
         buffer = _unpacked(PieceBuffer(source_bytes, piece_bytes), name, piece_bytes, max_decompressed_bytes)
         buffer.ensure(4)
         magic = buffer.head(4)
@@ -113,21 +116,36 @@ def _standard_input() -> BinaryIO:
 
 def _unpacked(raw: PieceBuffer, name: str, piece_bytes: int, max_bytes: int | None) -> PieceBuffer:
     """``raw`` itself, or what comes out of it if it is compressed."""
-    raw.ensure(4)
-    kind: type[DecompressedSource]
-    if raw.head(2) == GZIP_MAGIC:
-        kind = GzipSource
-    elif raw.head(4) == ZSTD_MAGIC:
-        kind = ZstdSource
-    else:
+    kind = _compression(raw)
+    if kind is None:
         return raw
     unpacked = PieceBuffer(kind(raw, name, max_bytes), piece_bytes)
-    unpacked.ensure(4)
-    if unpacked.head(2) == GZIP_MAGIC or unpacked.head(4) == ZSTD_MAGIC:
+    if _compression(unpacked) is not None:
         raise NotACaptureError(
             f"{name}: got a file compressed twice, expected a capture in one {kind.kind} stream; unpack it once"
         )
     return unpacked
+
+
+def _compression(buffer: PieceBuffer) -> type[DecompressedSource] | None:
+    """What unpacks the bytes at hand; None: they are not compressed."""
+    buffer.ensure(4)
+    head = buffer.head(4)
+    if head == XZ_MAGIC[:4]:  # the standard library's, imported when they are needed
+        from capture.readers.more_compressed import XzSource
+
+        return XzSource
+    if head[:3] == BZIP2_MAGIC and head[3:].isdigit():
+        from capture.readers.more_compressed import Bzip2Source
+
+        return Bzip2Source
+    if head == LZ4_MAGIC:
+        from capture.readers.more_compressed import Lz4Source
+
+        return Lz4Source
+    if head[:2] == GZIP_MAGIC:
+        return GzipSource
+    return ZstdSource if head == ZSTD_MAGIC else None
 
 
 def _not_a_capture(buffer: PieceBuffer, name: str) -> CaptureError:
@@ -143,6 +161,6 @@ def _not_a_capture(buffer: PieceBuffer, name: str) -> CaptureError:
             return NotACaptureError(f"{name}: got {kind}, expected pcap or pcapng; {advice}")
     return NotACaptureError(
         f"{name}: not a capture: got first bytes {head[:4].hex()}, expected those of pcap (d4c3b2a1, a1b2c3d4, "
-        f"4d3cb2a1, a1b23c4d) or pcapng (0a0d0d0a), plain, gzip or zstd; "
+        f"4d3cb2a1, a1b23c4d) or pcapng (0a0d0d0a), plain or compressed; "
         f"convert it with `editcap -F pcap` if it is a capture of another kind"
     )

@@ -6,6 +6,7 @@ because the walk and the decode behind it then find every byte in the cache.
 
 from __future__ import annotations
 
+import time
 from typing import Any, BinaryIO, Final, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ from capture.errors import CaptureError
 
 # The longest record or block that is believed, bytes: the largest snap length libpcap knows (DLT_USBPCAP, 128 MiB).
 MAX_RECORD_BYTES: Final = 1 << 27
+FOLLOW_POLL_S: Final = 0.1
 
 
 class ByteSource(Protocol):
@@ -32,20 +34,40 @@ class StreamSource:
 
     A call takes what the stream has, so a slow pipe is read as it comes.
 
+    Args:
+        stream: what to read.
+        name: for messages.
+        follow_s: at its end, wait for more until none has come for so many seconds, or an interrupt.
+
     Attributes:
         n_bytes: bytes taken from the stream so far.
     """
 
-    def __init__(self, stream: BinaryIO, name: str) -> None:
+    def __init__(self, stream: BinaryIO, name: str, follow_s: float = 0.0) -> None:
         self.damage: str | None = None
         self.n_bytes = 0
+        self._follow_s = follow_s
         self._stream = stream
         self._name = name
         # readinto1 of a buffered stream waits for one read only; readinto would wait until the piece is full.
         self._readinto = getattr(stream, "readinto1", None) or getattr(stream, "readinto", None)
 
     def readinto(self, view: memoryview) -> int:
-        """See :class:`ByteSource`.
+        """See :class:`ByteSource`; at the end of a file that is followed it waits."""
+        n = self._read_once(view)
+        if n or not self._follow_s:
+            return n
+        end_s = time.monotonic() + self._follow_s
+        try:
+            while n == 0 and time.monotonic() < end_s:
+                time.sleep(FOLLOW_POLL_S)
+                n = self._read_once(view)
+        except KeyboardInterrupt:
+            self._follow_s = 0.0  # nobody waits for the rest
+        return n
+
+    def _read_once(self, view: memoryview) -> int:
+        """One read.
 
         Raises:
             CaptureError: the stream fails, is non-blocking, or was opened as text.

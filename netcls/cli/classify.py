@@ -44,6 +44,20 @@ def flow_options(function: F) -> F:
     """Options that decide what a flow is."""
     for decorate in (
         click.option("--strict", is_flag=True, help="A capture that is cut off is an error, not a warning."),
+        click.option(
+            "--follow-idle-s",
+            type=click.FloatRange(min=0),
+            metavar="SECONDS",
+            default=0.0,
+            show_default="until interrupted",
+            help="Stop following when nothing has come for so many seconds.",
+        ),
+        click.option("--follow", is_flag=True, help="At the end of a file wait for more, as `tail -f` does."),
+        click.option(
+            "--as-one-stream",
+            is_flag=True,
+            help="Captures are parts of one, in the order of their first packets: flows go on in the next file.",
+        ),
         flow_table_options,
         handshake_option,
     ):
@@ -69,7 +83,8 @@ def flow_options(function: F) -> F:
 def classify(**options: Any) -> int:
     """Label every flow of captures.
 
-    PATH is a capture (pcap or pcapng, also .gz or .zst), a folder of captures, or - for standard input.
+    PATH is a capture (pcap or pcapng, plain or in gzip, zstd, xz, bzip2, lz4), a folder of captures, or - for
+    standard input.
     """
     return _deliver(options, classify=True)
 

@@ -204,7 +204,7 @@ def _read_directory(folder: Path, options: DataOptions) -> DataSource:
     if not captures:
         raise DataError(
             f"{folder}: no capture in any sub-folder; expected one folder per class "
-            f"with {', '.join(CAPTURE_SUFFIXES)} files, plain, .gz or .zst"
+            f"with {', '.join(CAPTURE_SUFFIXES)} files, plain or compressed"
         )
     groups = tuple((capture.name,) for capture in captures)
     return DataSource(

@@ -76,8 +76,10 @@ def test_a_path_that_no_file_can_have(path: str) -> None:
         ),
         (bytes.fromhex("a1b2cd34"), "got a 'modified' pcap (Kuznetzov's)"),
         (b"snoop\0\0\0", "got a snoop capture"),
-        (b"BZh9", "got a bzip2-compressed file, expected pcap or pcapng; unpack it with `bunzip2`"),
-        (b"\xfd7zXZ\0", "got an xz-compressed file"),
+        (
+            bytes.fromhex("02214c18"),
+            "got an lz4 file of the legacy format, expected pcap or pcapng; unpack it",
+        ),
         (b"PK\x03\x04", "got a zip archive"),
     ],
 )

@@ -229,7 +229,7 @@ def test_a_folder_without_captures_is_an_error_that_does_not_end_the_others(
     capfd: Capfd, tmp_path: Path
 ) -> None:
     remedy = (
-        "expected files ending in .pcap, .pcapng, .cap, .dmp, also with .gz or .zst; "
+        "expected files ending in .pcap, .pcapng, .cap, .dmp, also with .gz, .zst, .xz, .bz2, .lz4; "
         "give a capture file or another folder"
     )
     code, out, err = run(capfd, "classify", str(tmp_path), "a.pcap")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from capture.errors import CheckpointError, CutCaptureError, NotACaptureError
+from capture.errors import CheckpointError, CutCaptureError, NotACaptureError, UsageError
 from models.checkpoint import Checkpoint, save_checkpoint
 from netcls.answers import AnswerStore
 from netcls.event_batch import EventBatch, ModelName
@@ -115,6 +117,71 @@ def test_a_flow_answered_long_before_its_end_keeps_its_answer(tmp_path, checkpoi
         for row in np.flatnonzero(batch.records["client_port"] == 999)
     ]
     assert found == [(alone[0].answers.label_index[0], alone[0].answers.answer_ts_ns[0])]
+
+
+def test_rotated_captures_are_one_stream_and_flows_begin_in_the_file_of_their_first_packet(tmp_path):
+    packets = sorted(traffic(60), key=lambda packet: packet[0])
+    whole = write_pcap(tmp_path / "whole.pcap", packets)
+    cuts = [0, len(packets) // 3, len(packets) // 2, len(packets)]
+    names = ["c.pcap", "a.pcap", "b.pcap"]  # in the order of time, not of names
+    for name, start, stop in zip(names, cuts, cuts[1:], strict=False):
+        write_pcap(tmp_path / name, packets[start:stop])
+    with Run([str(whole)], RunOptions(), classify=False) as one:
+        expected = {int(r["flow_id"]): r for batch in one for r in batch.records}
+    paths = [str(tmp_path / name) for name in sorted(names)]
+    with Run(paths, RunOptions(as_one_stream=True), classify=False) as parts:
+        batches = list(parts)
+    found = {int(r["flow_id"]): (batch.source, r) for batch in batches for r in batch.records}
+    assert found.keys() == expected.keys()
+    begins = [packets[start][0] * 1e9 - 1000 for start in cuts[:-1]]  # half a file's unit of time
+    for flow_id, (source, record) in found.items():
+        assert record["packets"].tolist() == expected[flow_id]["packets"].tolist()
+        number = sum(int(record["first_ts_ns"]) >= begin for begin in begins) - 1
+        assert source == str(tmp_path / names[number])
+    assert len({source for source, _ in found.values()}) == 3
+    assert parts.counters.books_balance()
+    with Run(paths, RunOptions(), classify=False) as apart:
+        assert sum(len(batch) for batch in apart) > len(expected)
+
+
+def test_standard_input_has_no_place_in_an_order(tmp_path):
+    path = str(write_pcap(tmp_path / "a.pcap", traffic(1)))
+    with pytest.raises(UsageError, match="standard input cannot be put in order with other captures"):
+        list(Run(["-", path], RunOptions(as_one_stream=True), classify=False))
+
+
+def test_a_capture_that_grows_is_followed_until_nothing_comes(tmp_path):
+    packets = traffic(20)
+    data = write_pcap(tmp_path / "whole.pcap", packets).read_bytes()
+    growing = tmp_path / "growing.pcap"
+    growing.write_bytes(data[:1000])
+
+    def grow() -> None:
+        with growing.open("ab") as file:
+            for at in range(1000, len(data), 777):
+                file.write(data[at : at + 777])
+                file.flush()
+
+    with Run([str(growing)], RunOptions(follow=True, follow_idle_s=3), classify=False) as run:
+        writer = threading.Thread(target=grow)
+        writer.start()
+        n_packets = sum(int(batch.records["packets"].sum()) for batch in run)
+        writer.join()
+    assert n_packets == len(packets)
+    assert run.counters.captures_cut == 0
+
+
+def test_a_named_pipe_is_read_without_seeking(tmp_path):
+    packets = traffic(20)
+    data = write_pcap(tmp_path / "whole.pcap", packets).read_bytes()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(data,))
+    writer.start()
+    with Run([str(pipe)], RunOptions(as_one_stream=True), classify=False) as run:
+        n_packets = sum(int(batch.records["packets"].sum()) for batch in run)
+    writer.join()
+    assert n_packets == len(packets)
 
 
 def test_a_bad_capture_among_good_ones_is_told_and_the_run_goes_on(tmp_path, checkpoint):
