@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from capture.block import DecodedBlock
     from capture.decode import Decoder
     from capture.flow_table import FlowCounters
+    from capture.handshake import HandshakeTracker
     from capture.live.base import LiveCounters
+
+
+NO_QUIC_NAMES: Final = (
+    "server names of QUIC flows are not read: that needs the package cryptography; "
+    "pip install 'netcls[quic]', or give --no-sni"
+)
 
 
 @dataclass(slots=True)
@@ -73,6 +80,11 @@ class Counters:
         self.tunnels_not_followed += decoder.n_unfollowed
         for name, n in asdict(decoder.fragments).items():
             self.fragments[name] = self.fragments.get(name, 0) + n
+
+    def count_handshakes(self, tracker: HandshakeTracker) -> None:
+        """Add what a tracker did over its whole capture."""
+        for name, n in asdict(tracker.counters).items():
+            self.handshakes[name] = self.handshakes.get(name, 0) + n
 
     def add_table(self, counted: FlowCounters) -> None:
         """Add what a flow table has done, once it has ended all of its flows."""

@@ -119,4 +119,7 @@ class EventBatch:
     def take(self, rows: NDArray[np.bool_]) -> EventBatch:
         """The flows whose row is True."""
         answers = None if self.answers is None else self.answers.take(rows)
-        return replace(self, records=self.records[rows], answers=answers)
+        hellos = self.handshakes
+        if hellos is not None:
+            hellos = [hello for hello, keep in zip(hellos, rows, strict=True) if keep]
+        return replace(self, records=self.records[rows], answers=answers, handshakes=hellos)

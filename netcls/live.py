@@ -28,6 +28,7 @@ from netcls.pipeline import Answerer, RunOptions, joined
 from netcls.step_queue import LiveStep, StepQueue
 
 if TYPE_CHECKING:
+    from capture.handshake.tls import Handshake
     from capture.live.base import LiveSource
     from models.checkpoint import Checkpoint
     from netcls.answers import AnswerStore
@@ -117,6 +118,7 @@ class LiveRun:
             duration_s=options.duration_s,
             save=save,
             decode_options=options.decode_options(),
+            sni=options.sni,
         )
         self._loop.warm_up()
         self._stores = (
@@ -169,7 +171,8 @@ class LiveRun:
         ended = joined([step.step.ended for step in steps])
         if self._answerer:
             yield from self._answer(number, steps, ended.records["serial"])
-        yield from self._ended(number, ended)
+        hellos = [hello for step in steps for hello in step.hellos or ()] if self._options.sni else None
+        yield from self._ended(number, ended, hellos)
 
     def _answer(self, number: int, steps: list[LiveStep], ended: NDArray[np.uint64]) -> Iterator[EventBatch]:
         assert self._answerer is not None
@@ -215,7 +218,9 @@ class LiveRun:
             rows[start : start + _MOST_FLOWS_AT_ONCE] = True
             yield batch.take(rows), ready_by[rows], ready_ns[rows]
 
-    def _ended(self, number: int, ended: FlowBatch) -> Iterator[EventBatch]:
+    def _ended(
+        self, number: int, ended: FlowBatch, hellos: list[Handshake | None] | None
+    ) -> Iterator[EventBatch]:
         records = ended.records
         if not len(records):
             return
@@ -223,7 +228,9 @@ class LiveRun:
         if self._answerer is None:
             self.counters.flows_skipped += int((~enough).sum())
             if enough.any():
-                yield EventBatch(self._names[number], records[enough], None, is_live=True)
+                yield EventBatch(self._names[number], records, None, is_live=True, handshakes=hellos).take(
+                    enough
+                )
             return
         store = self._stores[number]
         known = store.knows(records["serial"])
@@ -234,26 +241,26 @@ class LiveRun:
         else:
             n_told_before = 0
         self.counters.flows_skipped += int((~enough).sum()) - n_told_before
-        yield from self._last_events(number, records, known, enough, store)
+        batch = EventBatch(self._names[number], records, None, is_live=True, handshakes=hellos)
+        yield from self._last_events(batch, known, enough, store)
 
     def _last_events(
         self,
-        number: int,
-        records: Any,
+        batch: EventBatch,
         known: NDArray[np.bool_],
         enough: NDArray[np.bool_],
         store: AnswerStore,
     ) -> Iterator[EventBatch]:
-        answers = store.pop(records["serial"][known])
+        answers = store.pop(batch.records["serial"][known])
         self.counters.predictions += len(answers.label_index)
         self.counters.unknown += int(answers.unknown.sum())
         rows = known & enough
         if rows.any():
-            yield EventBatch(self._names[number], records[rows], answers.take(enough[known]), is_live=True)
+            yield replace(batch.take(rows), answers=answers.take(enough[known]))
         rows = ~known & enough
         if rows.any():
             # The model did not get round to these: a record is better than nothing, and than a guess.
-            yield EventBatch(self._names[number], records[rows], None, is_live=True)
+            yield batch.take(rows)
 
     def _is_told(self, records: Any) -> NDArray[np.bool_]:
         told: NDArray[np.bool_] = records["packets"].sum(axis=1) >= self._options.min_packets

@@ -11,11 +11,12 @@ import numpy as np
 
 from capture.block import PacketBlock
 from capture.decode import DecodeOptions, Decoder, decode
-from capture.flow_batch import EndReason, KeepSpec
+from capture.flow_batch import EndReason, FlowStep, KeepSpec
 from capture.flow_table import FlowTable, FlowTableConfig
+from capture.handshake import HandshakeTracker
 from capture.live.base import LiveSource, wait_for_packets
 from capture.live.pcap_writer import pcap_header, pcap_records
-from netcls.counters import Counters
+from netcls.counters import NO_QUIC_NAMES, Counters
 from netcls.step_queue import LiveStep, StepQueue
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class CaptureLoop:
         duration_s: ends by itself after so long; None: never.
         save: where to write every packet as pcap; None: nowhere.
         decode_options: what of a packet makes its flow; None: the defaults.
+        sni: whether server names and ALPN are looked for.
 
     Attributes:
         warnings: what happened to interfaces, one line each.
@@ -59,9 +61,11 @@ class CaptureLoop:
         duration_s: float | None = None,
         save: Output | None = None,
         decode_options: DecodeOptions | None = None,
+        sni: bool = True,
     ) -> None:
         self.sources = list(sources)
         self._decoders = [Decoder(decode_options) for _ in self.sources]
+        self.handshakes = [HandshakeTracker() if sni else None for _ in self.sources]
         self.tables = [FlowTable(config(len(self.sources)), keep) for _ in self.sources]
         self.warnings: list[str] = []
         self.failure: BaseException | None = None
@@ -77,6 +81,8 @@ class CaptureLoop:
         for source in self.sources:
             source.warm_up()
         block = _warm_up_block()
+        if self.handshakes[0] is not None:
+            self.handshakes[0].see(block, decode(block))
         for table in self.tables[:1]:
             spare = table.spare()
             for _ in (*spare.push(block, decode(block)), *spare.advance(1), *spare.flush()):
@@ -114,7 +120,7 @@ class CaptureLoop:
         try:
             for number, table in enumerate(self.tables):
                 for step in table.flush(EndReason.FORCED):
-                    self._queue.put(LiveStep(number, step, time.time_ns()), may_wait=True)
+                    self._put(number, step, may_wait=True)
             self._close_books()
         except BaseException as error:
             self.failure = self.failure or error
@@ -156,7 +162,7 @@ class CaptureLoop:
                 self._take(number, block)
             elif is_time:
                 for step in self.tables[number].advance(self._now_ns() - _RING_DELAY_NS):
-                    self._queue.put(LiveStep(number, step, time.time_ns()))
+                    self._put(number, step)
         return any_block
 
     def _take(self, number: int, block: PacketBlock) -> None:
@@ -167,8 +173,16 @@ class CaptureLoop:
         counters.packets_seen += len(block)
         counters.bytes_seen += int(block.captured_len.sum())
         counters.count_decoded(decoded)
+        handshakes = self.handshakes[number]
+        if handshakes is not None:
+            handshakes.see(block, decoded)
         for step in self.tables[number].push(block, decoded):
-            self._queue.put(LiveStep(number, step, time.time_ns()))
+            self._put(number, step)
+
+    def _put(self, number: int, step: FlowStep, *, may_wait: bool = False) -> None:
+        handshakes = self.handshakes[number]
+        hellos = handshakes.take(step.ended.records) if handshakes is not None else None
+        self._queue.put(LiveStep(number, step, time.time_ns(), hellos), may_wait=may_wait)
 
     def _now_ns(self) -> int:
         """What the wall clock showed when we last looked, and what has passed since."""
@@ -192,6 +206,10 @@ class CaptureLoop:
             self._counters.count_decoder(decoder)
             self._counters.add_table(table.counters)
             self._counters.interfaces[source.name] = source.counters
+        for tracker in filter(None, self.handshakes):
+            self._counters.count_handshakes(tracker)
+            if tracker.counters.no_cryptography and NO_QUIC_NAMES not in self.warnings:
+                self.warnings.append(NO_QUIC_NAMES)
         counters, queue = self._counters, self._queue
         counters.queue_dropped = {
             "early": queue.dropped_early,

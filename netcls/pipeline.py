@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,7 @@ from capture.flow_table import FlowTable, FlowTableConfig
 from capture.handshake import HandshakeTracker
 from capture.readers import open_capture
 from netcls.answers import AnswerStore
-from netcls.counters import Counters
+from netcls.counters import NO_QUIC_NAMES, Counters
 from netcls.event_batch import EventBatch, ModelName
 from netcls.inputs import by_first_packet
 
@@ -307,14 +307,10 @@ class Run:
                 yield EventBatch(path, records[rows], told, handshakes=said)
 
     def _count_handshakes(self, tracker: HandshakeTracker) -> None:
-        for name, n in asdict(tracker.counters).items():
-            self.counters.handshakes[name] = self.counters.handshakes.get(name, 0) + n
+        self.counters.count_handshakes(tracker)
         if tracker.counters.no_cryptography and not self._said_no_quic:
             self._said_no_quic = True
-            self.warnings.append(
-                "server names of QUIC flows are not read: that needs the package cryptography; "
-                "pip install 'netcls[quic]', or give --no-sni"
-            )
+            self.warnings.append(NO_QUIC_NAMES)
 
 
 class _Pending:

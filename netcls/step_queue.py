@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from capture.flow_batch import FlowBatch, FlowStep
+from capture.handshake.tls import Handshake
 
 _NO_NEWS_S = 0.1  # so often a reader hears from an empty queue, so that it can look at other things
 
@@ -20,11 +21,13 @@ class LiveStep:
         source: number of the source.
         step: ready and ended flows.
         made_ns: wall clock when it came out, nanoseconds since the epoch.
+        hellos: ClientHello of each ended flow; None where none is looked for.
     """
 
     source: int
     step: FlowStep
     made_ns: int
+    hellos: list[Handshake | None] | None = None
 
 
 class StepQueue:
@@ -128,7 +131,8 @@ class StepQueue:
         if self._n_ended + len(ended) > self._most_ended:
             self.dropped_ended += len(ended)
             ended = _none_of(ended)
-        return LiveStep(live.source, FlowStep(ready, ended), live.made_ns)
+        hellos = live.hellos if len(ended) or live.hellos is None else []
+        return LiveStep(live.source, FlowStep(ready, ended), live.made_ns, hellos)
 
 
 def _none_of(flows: FlowBatch) -> FlowBatch:

@@ -24,6 +24,7 @@ from netcls.cli.options import (
     device_option,
     flow_table_options,
     format_option,
+    handshake_option,
     model_option,
     output_option,
     precision_option,
@@ -106,6 +107,7 @@ _SWITCH_INTERVAL_S: Final = 0.0005
     help="So many milliseconds a ready flow waits for others to make a full batch.",
 )
 @decode_options
+@handshake_option
 @flow_table_options
 @format_option("table", "jsonl", "csv", "parquet")
 @output_option

@@ -20,6 +20,8 @@ from netcls.event_batch import EventBatch
 from netcls.live import LiveOptions, LiveRun, first_flows, refuse_mixed_link_types
 from netcls.live_open import Listening
 from netcls.pipeline import Run, RunOptions
+from tests import frames as f
+from tests import handshakes as h
 from tests.packets import block_of
 from tests.pcap_writer import udp_flow, write_pcap
 from tests.unit.models.tiny_family import checkpoint_arguments, registered
@@ -216,6 +218,20 @@ def test_what_the_model_cannot_keep_up_with_comes_as_records_and_is_counted(chec
     assert kinds["netcls"] + kinds["flow"] == 60
     assert run.counters.queue_dropped["ready"] == run.counters.flows_unanswered
     assert run.counters.books_balance()
+
+
+def test_the_last_event_has_the_server_name_of_its_flow(checkpoint: Checkpoint) -> None:
+    def hello(port: int, name: bytes) -> bytes:
+        segment = f.tcp(h.tls_records(h.client_hello(name)), src_port=port, dst_port=443)
+        return f.ethernet(f.ipv4(segment, f.TCP))
+
+    sent = [hello(1001, b"one.example"), frames("10.0.0.9", 9, 1)[0], hello(1002, b"two.example")]
+    batches, run, _ = live([block(sent)], checkpoint, emit="last")
+    names = {event["src_port"]: event["netcls"].get("sni") for event in events(batches)}
+    assert names == {1001: "one.example", 1002: "two.example", 9: None}
+    assert run.counters.handshakes["hellos"] == 2
+    batches, _, _ = live([block(sent)], checkpoint, emit="last", sni=False)
+    assert all("sni" not in event["netcls"] for event in events(batches))
 
 
 def test_two_interfaces_have_flows_of_their_own(checkpoint: Checkpoint) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,15 @@ def test_early_looks_are_left_out_first_then_ready_flows_then_records() -> None:
     queue.put(step(ended=2))
     assert (queue.dropped_early, queue.dropped_ready, queue.dropped_ended) == (3, 6, 2)
     assert sizes(queue.take(1, 0, n_most=99)) == [(4, 0), (1, 0), (0, 3)]
+
+
+def test_names_go_with_their_records() -> None:
+    queue = StepQueue(10, 2)
+    for n in (2, 1):
+        queue.put(replace(step(ready=1, ended=n), hellos=[None] * n))
+    taken = queue.take(1, 0, n_most=99)
+    assert taken is not None
+    assert [(len(live.step.ended), live.hellos) for live in taken] == [(2, [None, None]), (0, [])]
 
 
 def test_a_full_queue_never_makes_the_capture_side_wait_unless_it_says_it_may() -> None:
