@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from capture.flow_table import FlowTableConfig
 
 BASELINE_PACKETS: Final = 20  # packets whose fields the baselines see
-CACHE_VERSION: Final = 1
+CACHE_VERSION: Final = 2  # 2: what is inside tunnels, and later fragments
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +110,17 @@ def process_capture(
     Raises:
         CaptureError: the file is not a capture. One that is cut gives the flows before the cut.
     """
-    from capture.decode import decode
+    from capture.decode import Decoder
     from capture.flow_table import FlowTable, FlowTableConfig
     from capture.readers import open_capture
 
     table = FlowTable(flow_config or FlowTableConfig(), keep_for(representation, n_packets))
+    decoder = Decoder()
     found = _Collected(representation, at_most, seed)
     n_seen = n_rejected = 0
     with open_capture(path) as reader:
         for block in reader:
-            decoded = decode(block)
+            decoded = decoder.decode(block)
             n_seen += len(block)
             n_rejected += int(np.count_nonzero(decoded.reject))
             for step in table.push(block, decoded):

@@ -174,11 +174,12 @@ def _fingerprint(path: Path) -> tuple[int, str]:
 
 def _read(task: ShardTask, spool: _Spool, facts: ShardFacts) -> NDArray[Any]:
     """All flows' final records by serial; what came first of each is in the spool."""
-    from capture.decode import decode
+    from capture.decode import Decoder
     from capture.flow_table import FlowTable, FlowTableConfig
     from capture.readers import open_capture
 
     table = FlowTable(task.flow_config or FlowTableConfig(), task.keep)
+    decoder = Decoder()
     hashes = FlowHashes(task.keep)
     ended: list[NDArray[Any]] = []
 
@@ -190,7 +191,7 @@ def _read(task: ShardTask, spool: _Spool, facts: ShardFacts) -> NDArray[Any]:
 
     with open_capture(task.capture.path) as reader:
         for block in reader:
-            decoded = decode(block)
+            decoded = decoder.decode(block)
             facts.packets += len(block)
             facts.packets_rejected += int(np.count_nonzero(decoded.reject))
             for step in table.push(block, decoded):
