@@ -33,13 +33,13 @@ def page_of(result: Mapping[str, Any]) -> str:
         f'<p class="verdict">{text(result["verdict"])}</p>',
         _warnings(result["warnings"]),
         _scores(result),
-        _shortcuts(rows),
+        _shortcuts(_shown(rows, best, rival)),
         _classes(best, rival),
         _confusion(best, result["labels"]),
-        _calibration(networks),
-        _coverage([*networks, rival]),
+        _calibration(networks, _shown(networks, best, rival)),
+        _coverage(_shown(rows, best, rival)),
         _unknowns(rows, result),
-        _after_packets(rows),
+        _after_packets(_shown(rows, best, rival)),
         _learning_curve(result),
         _speed(rows, result),
         _how(result),
@@ -52,6 +52,18 @@ def page_of(result: Mapping[str, Any]) -> str:
         f"<title>netcls: {text(result['data']['name'])}</title><style>{style}</style></head>\n"
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
+
+
+def _shown(rows: Sequence[Row], best: Row, rival: Row) -> list[Row]:
+    """Rows that a plot shows: the checkpoints, the best network, the best baseline and the one that was checked."""
+    wanted = {best["name"], rival["name"]}
+    return [
+        row
+        for row in rows
+        if row["kind"] == "model"
+        or row["name"] in wanted
+        or (row["kind"] == "baseline" and row.get("shortcuts"))
+    ]
 
 
 def _section(title: str, *parts: str) -> str:
@@ -174,10 +186,10 @@ def _confusion(best: Row, labels: Sequence[str]) -> str:
     )
 
 
-def _calibration(networks: Sequence[Row]) -> str:
+def _calibration(networks: Sequence[Row], shown: Sequence[Row]) -> str:
     lines = [
         Line(row["name"], [(at["confidence"], at["accuracy"]) for at in row["calibration"]["reliability"]])
-        for row in networks
+        for row in shown
     ]
     ticks = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     plot = line_plot(lines, "reliability", "how sure", "how often right", x_ticks=ticks, has_diagonal=True)
@@ -350,6 +362,11 @@ def _how(result: Mapping[str, Any]) -> str:
         ("flows", f"{data['flows_seen']} seen, {data['flows_labelled']} labelled, {data['flows']} used"),
         ("limit", f"{data['max_flows_per_capture'] or 'no limit of'} flows of a class from a capture"),
         *((row["name"], f"checkpoint {row['checkpoint']}") for row in result["rows"] if "checkpoint" in row),
+        *(
+            (f"{row['name']} is given", row["training"]["base"]["sees"])
+            for row in result["rows"]
+            if "training" in row
+        ),
         *((name, value) for name, value in result["machine"].items()),
         ("took", f"{result['seconds']:.0f} s"),
     ]

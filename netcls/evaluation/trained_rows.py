@@ -139,7 +139,7 @@ class RowTrainer:
         if choice.name == "frozen" and shots is None:
             used = used[:1]  # nothing in it is drawn by chance
         name = choice.name if shots is None else f"{choice.name}, {shots} flows a class"
-        row = Contender(name, "trained", f"{_IN_WORDS[choice.name]}; {what_it_sees(self._base)}")
+        row = Contender(name, "trained", f"as base {self._base.name}; {_IN_WORDS[choice.name]}")
         trainings = []
         for seed in used:
             self._tell({"name": name, "seed": seed})
@@ -149,7 +149,11 @@ class RowTrainer:
             row.seeds.append(seed)
             trainings.append(facts)
         row.facts["training"] = {
-            "base": {"name": self._base.name, "checkpoint": self._base.digest},
+            "base": {
+                "name": self._base.name,
+                "checkpoint": self._base.digest,
+                "sees": what_it_sees(self._base),
+            },
             "shots": shots,
             "budget": _budget(choice.name, trainings, self._max_seconds),
             "of_seeds": trainings,
@@ -349,6 +353,9 @@ def linear_discriminant(
     centre = means.mean(axis=0)
     weight[present] = (means - centre) / variance
     bias[present] = -0.5 * ((means**2 - centre**2) / variance).sum(axis=1)
+    # Features are not independent: their sum would be far too sure. Scaled, a temperature near 1 fits.
+    weight /= x.shape[1]
+    bias[present] /= x.shape[1]
     return weight.astype(np.float32), bias.astype(np.float32)
 
 
