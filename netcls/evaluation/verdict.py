@@ -80,7 +80,7 @@ def verdict_of(
         text = f"{best} does not clearly beat the {baseline}: {numbers}."
     else:
         text = f"{best} beats every baseline that was run, the best is {theirs['name']}: {numbers}."
-    text = f"{text[0].upper()}{text[1:]} {split['optimism'][0].upper()}{split['optimism'][1:]}."
+    text = f"{text} {split['optimism'][0].upper()}{split['optimism'][1:]}."
     if void:
         text = f"Void, because trained on captures that are tested here: {', '.join(void)}. {text}"
     not_run = [row["name"] for row in rows if row["skipped"]]

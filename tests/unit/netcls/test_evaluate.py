@@ -96,7 +96,7 @@ def test_a_model_is_scored_beside_the_baselines_on_its_own_split(whole):
     assert rows["sizes"]["macro_f1"] < 0.9  # the sizes say nothing here
     assert whole["labels"] == ["ones", "zeros"]
     assert whole["unknown_labels"] == ["third"]
-    assert whole["verdict"].startswith("Two-labels ")
+    assert whole["verdict"].startswith("two-labels ")
     assert "Split by capture: optimistic for new hosts" in whole["verdict"]
     assert {row["test_flows"] for row in whole["rows"]} == {24}
 
