@@ -21,7 +21,7 @@ pytest.importorskip("nfstream")
 from tests.differential.nfstream_peer import PeerFlow, has_mixed_interfaces, meter
 
 IDLE_TIMEOUT_S, ACTIVE_TIMEOUT_S = 120, 1800
-CAPTURES = [Path(name) for name in find_captures(str(DATA))]
+CAPTURES = [Path(name) for folder in ("captures", "readers") for name in find_captures(str(DATA / folder))]
 
 
 @pytest.fixture(scope="module")
