@@ -365,7 +365,7 @@ def _how(result: Mapping[str, Any]) -> str:
         *(
             (f"{row['name']} is given", row["training"]["base"]["sees"])
             for row in result["rows"]
-            if "training" in row
+            if "sees" in row.get("training", {}).get("base", {})
         ),
         *((name, value) for name, value in result["machine"].items()),
         ("took", f"{result['seconds']:.0f} s"),
