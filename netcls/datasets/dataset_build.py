@@ -353,7 +353,7 @@ def _write_unused(path: Path, tasks: list[ShardTask], source: DataSource) -> dic
 def _write_split(run: Path, options: DatasetOptions) -> dict[str, Any]:
     """Divide the flows, find repeats across the parts, and write both.
 
-    Held in memory are about 100 bytes of each flow while this runs (measured: docs/experiments.md).
+    Held in memory are about 150 bytes of each flow while this runs (measured: docs/experiments.md).
     """
     from netcls.datasets.stored_use import dataset_source
 

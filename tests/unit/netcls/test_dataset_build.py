@@ -18,7 +18,7 @@ import pytest
 from capture.errors import DataError, UsageError
 from capture.flow_batch import FLOW_DTYPE, FlowBatch, KeepSpec
 from capture.flow_table import FlowTable, FlowTableConfig
-from capture.representations import build
+from capture.representations import REPRESENTATIONS, build
 from netcls.cli.main import main
 from netcls.datasets import shard
 from netcls.datasets.build import BuildOptions, LabelledFlows, build_flows
@@ -32,6 +32,7 @@ from netcls.datasets.stored import open_dataset
 from netcls.datasets.stored_flows import (
     beginning_columns,
     beginnings_of,
+    covers,
     narrowed,
     record_columns,
     records_of,
@@ -89,7 +90,11 @@ def test_the_flows_of_a_dataset_are_those_of_its_captures_in_every_way(options, 
     of_dataset, report = build_flows(read_source(options.out), REPRESENTATION)
     assert_same_flows(of_captures, of_dataset)
     assert (report.captures, report.flows_labelled, report.flows) == (8, 48, 48)
-    # Another model input from the same dataset.
+    # Every model input that ships, and one with other settings, from the same dataset.
+    for name in REPRESENTATIONS:
+        if covers(options.keep, build(name).keep):
+            made = [build_flows(read_source(place), build(name))[0] for place in (data, options.out)]
+            assert_same_flows(*made)
     wide = build(
         "netmamba", {"n_packets": 5, "header_bytes": 28, "payload_bytes": 100, "field_policy": "none"}
     )
