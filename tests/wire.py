@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import shutil
 import socket
@@ -16,6 +17,7 @@ import pytest
 
 NEAR, FAR = "near0", "far0"  # what is sent on one end arrives at the other
 _CLONE_NEWNET = 0x40000000
+_SIOCGIFFLAGS, _IFF_RUNNING = 0x8913, 0x40
 
 
 def _unshare(flags: int) -> None:
@@ -72,10 +74,12 @@ def ip(*arguments: str) -> None:
 
 
 def send(frames: Iterable[bytes], interface: str = NEAR) -> int:
-    """Put frames on the wire as they are; returns how many."""
+    """Put frames on the wire as they are, once it carries; returns how many."""
     n = 0
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as sender:
         sender.bind((interface, 0))
+        # Until the kernel has seen that the other end is up it drops what is sent, without a word.
+        until(lambda: carries(sender, interface))
         for frame in frames:
             try:
                 sender.send(frame)
@@ -86,6 +90,13 @@ def send(frames: Iterable[bytes], interface: str = NEAR) -> int:
                 sender.send(frame)
             n += 1
     return n
+
+
+def carries(any_socket: socket.socket, interface: str) -> bool:
+    """Whether an interface is up and so is its other end (IFF_RUNNING, netdevice(7))."""
+    request = struct.pack("16sh14x", interface.encode(), 0)
+    flags: int = struct.unpack("16xh14x", fcntl.ioctl(any_socket, _SIOCGIFFLAGS, request))[0]
+    return bool(flags & _IFF_RUNNING)
 
 
 def tagged(frame: bytes, vlan: int, tpid: int = 0x8100) -> bytes:
