@@ -10,16 +10,25 @@ Arrays are those of :class:`capture.representations.packets.PacketsRepresentatio
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Arrays = dict[str, NDArray[Any]]
+from capture.kernels.packet_tokens import (
+    DIRECTION,
+    GAP_SAME_US,
+    GAP_US,
+    IP_LEN,
+    LARGEST,
+    N_SHOWN,
+    OPTIONS,
+    PAYLOAD_LEN,
+    TOS,
+    WINDOW,
+)
 
-_LARGEST: Final = 2**31 - 1
-_IP_LEN, _PAYLOAD_LEN, _GAP, _GAP_SAME, _WINDOW = range(5)
-_DIRECTION, _TOS, _OPTIONS, _N_SHOWN = 0, 3, 4, 9
+Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +80,15 @@ def augment_packets(arrays: Arrays, rng: np.random.Generator, strength: Strength
 
     _change_link(numbers, rng, s)
     moved = rng.integers(-8, 17, (n_flows, n_packets)) * chosen(s.resized)[:, None]
-    moved[numbers[..., _PAYLOAD_LEN] <= 60] = 0
-    numbers[..., _PAYLOAD_LEN] += moved
-    numbers[..., _IP_LEN] += moved
-    numbers[chosen(s.no_gaps), :, _GAP : _GAP_SAME + 1] = 0
-    numbers[chosen(s.no_window), :, _WINDOW] = 0
-    flags[chosen(s.no_tos), :, _TOS] = 0
-    flags[chosen(s.no_options), :, _OPTIONS] = 0
-    flags[chosen(s.no_payload), :, _N_SHOWN] = 0
-    flags[rng.random((n_flows, n_packets)) < s.payload_lost, _N_SHOWN] = 0
+    moved[numbers[..., PAYLOAD_LEN] <= 60] = 0
+    numbers[..., PAYLOAD_LEN] += moved
+    numbers[..., IP_LEN] += moved
+    numbers[chosen(s.no_gaps), :, GAP_US : GAP_SAME_US + 1] = 0
+    numbers[chosen(s.no_window), :, WINDOW] = 0
+    flags[chosen(s.no_tos), :, TOS] = 0
+    flags[chosen(s.no_options), :, OPTIONS] = 0
+    flags[chosen(s.no_payload), :, N_SHOWN] = 0
+    flags[rng.random((n_flows, n_packets)) < s.payload_lost, N_SHOWN] = 0
     lost = (rng.random((n_flows, n_packets)) < s.lost) & chosen(s.lossy)[:, None]
     first = rng.integers(1, 4, n_flows) * chosen(s.midstream)
     lost |= np.arange(n_packets) < first[:, None]
@@ -92,10 +101,10 @@ def _change_link(numbers: NDArray[np.int32], rng: np.random.Generator, s: Streng
     factor = np.exp(
         rng.normal(0, s.delay, (n_flows, 1, 1)) + rng.normal(0, s.jitter, (n_flows, n_packets, 2))
     )
-    gaps = numbers[..., _GAP : _GAP_SAME + 1] * factor
-    numbers[..., _GAP : _GAP_SAME + 1] = np.minimum(gaps, _LARGEST)
-    window = numbers[..., _WINDOW] * np.exp(rng.normal(0, s.window, (n_flows, 1)))
-    numbers[..., _WINDOW] = np.minimum(window, 65535)
+    gaps = numbers[..., GAP_US : GAP_SAME_US + 1] * factor
+    numbers[..., GAP_US : GAP_SAME_US + 1] = np.minimum(gaps, LARGEST)
+    window = numbers[..., WINDOW] * np.exp(rng.normal(0, s.window, (n_flows, 1)))
+    numbers[..., WINDOW] = np.minimum(window, 65535)
 
 
 def without(arrays: Arrays, lost: NDArray[np.bool_]) -> Arrays:
@@ -108,24 +117,24 @@ def without(arrays: Arrays, lost: NDArray[np.bool_]) -> Arrays:
         lost: bool (F, K).
     """
     flags: NDArray[np.uint8] = arrays["flags"]
-    present = flags[..., _DIRECTION] > 0
+    present = flags[..., DIRECTION] > 0
     kept = present & ~lost
     nothing = present.any(axis=1) & ~kept.any(axis=1)
     kept[nothing, 0] = True
     numbers = arrays["numbers"].astype(np.int64)
     # Time since the flow's first packet; a gap between kept packets is a difference of two of these.
-    at = np.cumsum(numbers[..., _GAP], axis=1)
+    at = np.cumsum(numbers[..., GAP_US], axis=1)
     order = np.argsort(~kept, axis=1, kind="stable")
     row = np.arange(len(order))[:, None]
     at = at[row, order]
     numbers, flags, payload = numbers[row, order], flags[row, order], arrays["payload"][row, order]
-    numbers[:, 1:, _GAP] = np.diff(at, axis=1)
-    numbers[:, 0, _GAP] = 0
-    numbers[..., _GAP_SAME] = _gap_same(at, flags[..., _DIRECTION])
+    numbers[:, 1:, GAP_US] = np.diff(at, axis=1)
+    numbers[:, 0, GAP_US] = 0
+    numbers[..., GAP_SAME_US] = _gap_same(at, flags[..., DIRECTION])
     gone = np.arange(kept.shape[1]) >= kept.sum(axis=1)[:, None]
     flags[gone], payload[gone], numbers[gone] = 0, 0, 0
     return {
-        "numbers": np.clip(numbers, 0, _LARGEST).astype(np.int32),
+        "numbers": np.clip(numbers, 0, LARGEST).astype(np.int32),
         "flags": flags,
         "payload": payload,
     }

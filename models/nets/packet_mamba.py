@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from capture.kernels.packet_tokens import DIRECTION, GAP_US, IP_LEN, N_FLAGS, N_NUMBERS, N_SHOWN, TCP_FLAGS
 from models.nets.mamba import MambaBlock, MixerState, rescale_residual_projections
 from models.nets.packet_mamba_config import PacketMambaConfig
 from models.nets.rms_norm import RMSNorm
@@ -20,8 +21,6 @@ SIZE_STEPS, GAP_STEPS, WINDOW_STEPS = 8, 3, 2  # buckets of an octave
 # Rows of each table: two sizes, two gaps, window, then the flags without the count of bytes.
 _NUMBER_ROWS = (SIZE_BUCKETS, SIZE_BUCKETS, GAP_BUCKETS, GAP_BUCKETS, WINDOW_BUCKETS)
 _FLAG_ROWS = (3, 256, 256, 256, 256, 3, 256, 5, 256)
-N_NUMBERS, N_FLAGS = 5, 10
-DIRECTION, TCP_FLAGS, N_SHOWN = 0, 2, 9  # columns of flags
 # What a logarithm is divided by, so that numbers are about 1: 1500 bytes, a second, a full window.
 _SCALES = (7.3, 7.3, 13.8, 13.8, 11.1)
 
@@ -225,8 +224,8 @@ class PacketMambaPretrainer(_Encoder):
         after = flags[:, 1:][mask].long()
         parts = {
             "direction": functional.cross_entropy(self.next_direction(x), after[:, DIRECTION] - 1),
-            "size": functional.cross_entropy(self.next_size(x), target[:, 0]),
-            "gap": functional.cross_entropy(self.next_gap(x), target[:, 2]),
+            "size": functional.cross_entropy(self.next_size(x), target[:, IP_LEN]),
+            "gap": functional.cross_entropy(self.next_gap(x), target[:, GAP_US]),
             "tcp_flags": functional.cross_entropy(self.next_tcp_flags(x), after[:, TCP_FLAGS]),
         }
         if self.n_bytes:
