@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from capture.errors import CheckpointError, UsageError
@@ -197,23 +198,47 @@ def _kind(source: Source, names: Mapping[str, str]) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedShapes:
+    """Sizes read from the shapes of a published file.
+
+    Attributes:
+        path: of the file, for messages.
+        shapes: tensor name -> shape.
+        model: whose file it should be, for messages.
+    """
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    model: str
+
+    def size(self, name: str, axis: int, n_axes: int) -> int:
+        """Length of one axis of a tensor.
+
+        Raises:
+            CheckpointError: without the tensor, or if it has another number of axes or an empty one.
+        """
+        if name not in self.shapes:
+            raise CheckpointError(
+                f"{self.path}: got no tensor {name!r}, expected that of a published {self.model}"
+            )
+        shape = self.shapes[name]
+        if len(shape) != n_axes or 0 in shape:
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r}: got shape {list(shape)}, expected {n_axes} axes of 1 or more"
+            )
+        return shape[axis]
+
+    def n_blocks(self, prefix: str) -> int:
+        """How many blocks have tensors under a prefix such as ``blocks.``."""
+        names = (name.removeprefix(prefix) for name in self.shapes if name.startswith(prefix))
+        return len({name.split(".")[0] for name in names})
+
+
 def _sizes(source: Source, shapes: Mapping[str, tuple[int, ...]], kind: str) -> dict[str, Any]:
     """The configuration that these shapes belong to; rates, which no shape shows, are the paper's."""
-
-    def size(name: str, axis: int, n_axes: int) -> int:
-        if name not in shapes:
-            raise CheckpointError(
-                f"{source.path}: got no tensor {name!r}, expected that of a published NetMamba"
-            )
-        if len(shapes[name]) != n_axes or 0 in shapes[name]:
-            raise CheckpointError(
-                f"{source.path}: tensor {name!r}: got shape {list(shapes[name])}, expected {n_axes} axes of 1 or more"
-            )
-        return shapes[name][axis]
-
-    def n_blocks(prefix: str) -> int:
-        return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
-
+    read = PublishedShapes(source.path, shapes, "NetMamba")
+    size, n_blocks = read.size, read.n_blocks
     d_model = size("cls_token", 2, 3)
     stride = size("patch_embed.proj.weight", 2, 3)
     sizes = dataclasses.asdict(NetMambaConfig()) | {

@@ -14,7 +14,7 @@ from capture.errors import CheckpointError, UsageError
 from capture.representations import build
 from capture.representations.netmamba_plus import n_size_ids
 from models.checkpoint_verify import build_config, expected_tensors
-from models.convert.netmamba import Converted, check_labels, compare, our_names, take
+from models.convert.netmamba import Converted, PublishedShapes, check_labels, compare, our_names, take
 from models.convert.source import Source
 from models.families import FAMILIES
 from models.nets.netmamba_plus_config import NetMambaPlusConfig
@@ -118,21 +118,8 @@ def _sizes(
     source: Source, shapes: Mapping[str, tuple[int, ...]], kind: str, n_sequence_packets: int, signed: bool
 ) -> dict[str, Any]:
     """The configuration that these shapes belong to; rates, which no shape shows, are the paper's."""
-
-    def size(name: str, axis: int, n_axes: int) -> int:
-        if name not in shapes:
-            raise CheckpointError(
-                f"{source.path}: got no tensor {name!r}, expected that of a published NetMamba+"
-            )
-        if len(shapes[name]) != n_axes or 0 in shapes[name]:
-            raise CheckpointError(
-                f"{source.path}: tensor {name!r}: got shape {list(shapes[name])}, expected {n_axes} axes of 1 or more"
-            )
-        return shapes[name][axis]
-
-    def n_blocks(prefix: str) -> int:
-        return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
-
+    read = PublishedShapes(source.path, shapes, "NetMamba+")
+    size, n_blocks = read.size, read.n_blocks
     d_model, stride = size("byte_cls_token", 2, 3), size("byte_embed.proj.weight", 2, 3)
     n_strides = size("pos_embed", 1, 3) - 2 * (n_sequence_packets + 1) - 1
     if n_strides < 1:
