@@ -22,7 +22,7 @@ from capture.errors import CaptureError
 from capture.flow_batch import EndReason, FlowBatch, FlowStep, KeepSpec
 from capture.flow_table import FlowTable, FlowTableConfig
 from capture.handshake import HandshakeTracker
-from capture.readers import open_capture
+from capture.readers import MAX_DECOMPRESSED_BYTES, open_capture
 from netcls.answers import AnswerStore
 from netcls.counters import NO_QUIC_NAMES, Counters
 from netcls.event_batch import EventBatch, ModelName
@@ -58,6 +58,7 @@ class RunOptions:
         follow: wait for more at the end of a file, until an interrupt.
         follow_idle_s: or until nothing has come for so long; 0: no limit.
         sni: whether server names and ALPN of TLS and QUIC handshakes are looked for.
+        max_decompressed_bytes: that one compressed capture may unpack to; None: no bound.
     """
 
     model: str = "default"
@@ -77,6 +78,7 @@ class RunOptions:
     as_one_stream: bool = False
     follow: bool = False
     follow_idle_s: float = 0.0
+    max_decompressed_bytes: int | None = MAX_DECOMPRESSED_BYTES
 
     def follow_s(self) -> float:
         """How long to wait for more at the end of a capture; see :func:`capture.readers.open_capture`."""
@@ -97,12 +99,18 @@ class RunOptions:
 
 
 class Answerer:
-    """Representation and predictor, and the answers of open flows over all captures of a run."""
+    """Representation and predictor, and the answers of open flows over all captures of a run.
+
+    Attributes:
+        watch: called with all flows that are answered and what is kept of each, before the model is; for who keeps
+            them, see :class:`netcls.store.kept.KeptFlows`.
+    """
 
     def __init__(self, checkpoint: Checkpoint, options: RunOptions) -> None:
         from capture.representations import build, representation_id
         from models.predictor import Predictor
 
+        self.watch: Callable[[FlowBatch, KeepSpec], None] | None = None
         self.representation = build(checkpoint.representation, checkpoint.representation_settings)
         self._predictor = Predictor(
             checkpoint, threads=options.threads, device=options.device, precision=options.precision
@@ -154,6 +162,8 @@ class Answerer:
 
     def answer(self, flows: FlowBatch, store: AnswerStore | None = None) -> None:
         """Put the answers of ready flows into a store; into the run's own unless another is given."""
+        if self.watch is not None:
+            self.watch(flows, self.representation.keep)
         tokens = self.representation.tokenize(flows)
         said = self._predictor.predict(tokens)
         last = np.maximum(tokens.packets_used.astype(np.intp), 1) - 1
@@ -250,7 +260,13 @@ class Run:
     def _one_capture(
         self, path: str, table: FlowTable, decoder: Decoder, pending: _Pending
     ) -> Iterator[EventBatch]:
-        with open_capture(path, strict=self._options.strict, follow_s=self._options.follow_s()) as reader:
+        options = self._options
+        with open_capture(
+            path,
+            strict=options.strict,
+            follow_s=options.follow_s(),
+            max_decompressed_bytes=options.max_decompressed_bytes,
+        ) as reader:
             self.counters.captures += 1
             try:
                 for block in reader:
