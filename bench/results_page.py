@@ -131,10 +131,14 @@ def _table(rows: Sequence[Row]) -> list[str]:
     return [*lines, ""]
 
 
+def _verdict(row: Row) -> str:
+    return f"{row['shortcut_verdict']} {row.get('retrained_verdict', '')}".rstrip()
+
+
 def _checks(rows: Sequence[Row]) -> list[str]:
     checked = [row for row in rows if row.get("shortcut_verdict")]
     return [
-        f"- Shortcut check, {_safe(row['name'])}: {_safe(row['shortcut_verdict'])}" for row in checked
+        f"- Shortcut check, {_safe(row['name'])}: {_safe(_verdict(row))}" for row in checked
     ] + ([""] if checked else [])
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,17 +19,17 @@ import numpy as np
 from capture.errors import CheckpointError, UsageError
 from netcls.datasets.build import BuildOptions
 from netcls.datasets.labels import ClockOffset
-from netcls.datasets.shots import choose_shots
 from netcls.datasets.sources import DataOptions
-from netcls.datasets.splits import TEST, TRAIN, VALIDATION, GroupRule, SplitKind, SplitOptions
-from netcls.evaluation.baselines import BaselineInput, run_baselines
+from netcls.datasets.splits import TEST, GroupRule, SplitKind, SplitOptions
+from netcls.evaluation.baseline_rows import baseline_input, baseline_rows, few_shot_trees
+from netcls.evaluation.baselines import BaselineInput
 from netcls.evaluation.comparison_data import (
     ComparisonData,
     KnownLabels,
     read_comparison_data,
     split_facts,
 )
-from netcls.evaluation.contenders import Contender, baseline_contenders, checkpoint_contender
+from netcls.evaluation.contenders import Contender, checkpoint_contender
 from netcls.evaluation.measures import (
     Answers,
     ask,
@@ -38,11 +38,12 @@ from netcls.evaluation.measures import (
     score_only,
     time_contender,
 )
+from netcls.evaluation.retraining import Retrainer, can_train
 from netcls.evaluation.seen_captures import SeenCaptures, seen_captures
 from netcls.evaluation.shortcuts import after_packets, check_shortcuts
 from netcls.evaluation.trained_rows import CHEAP_ROWS, FROM_RANDOM_WEIGHTS, ROWS, RowChoice, RowTrainer
 from netcls.evaluation.unknowns import measure_unknowns
-from netcls.evaluation.verdict import verdict_of
+from netcls.evaluation.verdict import best_network, verdict_of
 from netcls.training_run import wait_passively
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class EvaluateOptions:
         baselines: train the baselines; False: the majority class only.
         checks: look for shortcuts, and at answers after few packets; several more passes over the test part.
         max_checked_flows: test flows that are looked at for that.
+        retrained_fields: fields that matter, at most so many, are removed and the best network and LightGBM are
+            trained again without each; 0: none.
         threads: of inference and trees; None: one per core for inference, 2 for trees.
         device: auto, cpu or cuda.
         cache_dir: keeps what was read of each capture for the next run; None: nothing is kept.
@@ -105,6 +108,7 @@ class EvaluateOptions:
     baselines: bool = True
     checks: bool = True
     max_checked_flows: int = 1000
+    retrained_fields: int = 3
     threads: int | None = None
     device: str = "auto"
     cache_dir: Path | None = None
@@ -210,11 +214,20 @@ def run_evaluate(options: EvaluateOptions, on_progress: Progress | None = None) 
         contenders += _checkpoint_contenders(options, checkpoints, data)
         if trainer is not None:
             contenders += _trained_contenders(options, trainer, base_seen)
-        baseline_input = _baseline_input(networks, data)
-        contenders += _baseline_contenders(options, baseline_input, data, tell)
+        trees = baseline_input(networks, data)
+        contenders += baseline_rows(
+            trees,
+            data,
+            options.seeds,
+            threads=options.threads or 2,
+            is_wanted=options.baselines,
+            on_progress=lambda details: tell("baselines", details),
+        )
         calibrate_baselines(contenders, data)
         rows, answers = _measured(options, contenders, data, tell)
-        curve = [] if trainer is None else _learning_curve(options, trainer, baseline_input, data)
+        if options.checks and options.retrained_fields and can_train(data):
+            _retrain(options, base, networks, contenders, rows, data, tell)
+        curve = [] if trainer is None else _learning_curve(options, trainer, trees, data)
     finally:
         for contender in contenders:
             contender.close()
@@ -304,49 +317,8 @@ def _trainer(options: EvaluateOptions, base: Checkpoint, data: ComparisonData, t
     )
 
 
-def _baseline_input(networks: list[Checkpoint], data: ComparisonData) -> BaselineInput:
-    """What the baselines train on; the test part itself for the majority class where nothing trains."""
-    flows = data.prepared.flows
-    train, test = data.rows(TRAIN), data.rows(TEST)
-    model_packets = {int(network.representation_settings.get("n_packets", 0)) for network in networks}
-    return BaselineInput(
-        flows.records,
-        flows.packets,
-        flows.labels,
-        train if len(train) else test,
-        data.rows(VALIDATION),
-        test[:0],  # they are asked later, like every contender
-        len(data.label_names),
-        model_packets.pop() if len(model_packets) == 1 else 0,
-    )
-
-
-def _baseline_contenders(
-    options: EvaluateOptions, baseline_input: BaselineInput, data: ComparisonData, tell: Progress
-) -> list[Contender]:
-    """Baselines trained on the train part, with each seed; only the majority class where nothing trains."""
-    is_split = len(data.rows(TRAIN)) > 0
-    is_trained = options.baselines and is_split
-    answers = []
-    for seed in options.seeds if is_trained else options.seeds[:1]:
-        of_seed = run_baselines(
-            baseline_input,
-            seed=seed,
-            threads=options.threads or 2,
-            on_progress=lambda name, seed=seed: tell("baselines", {"name": name, "seed": seed}),  # type: ignore[misc]
-            only=None if is_trained else ("majority",),
-        )
-        answers.append((seed, of_seed))
-    made = baseline_contenders(answers, len(data.label_names))
-    if not is_split:
-        made[
-            0
-        ].sees = "nothing; says the most frequent class of the test part itself, for want of a training part"
-    return made
-
-
 def _learning_curve(
-    options: EvaluateOptions, trainer: RowTrainer, baseline_input: BaselineInput, data: ComparisonData
+    options: EvaluateOptions, trainer: RowTrainer, trees: BaselineInput, data: ComparisonData
 ) -> list[dict[str, Any]]:
     """Scores at each number of training flows a class: of the rows that train in seconds, and of the trees."""
     curves: dict[str, list[dict[str, Any]]] = {}
@@ -354,27 +326,16 @@ def _learning_curve(
     for shots in options.shots:
         rows = [(choice.name, trainer.contender(choice, options.seeds, shots)) for choice in choices]
         if options.baselines:
-            rows.append((CHECKED_BASELINE, _few_shot_trees(options, baseline_input, data, shots)))
+            few = few_shot_trees(
+                CHECKED_BASELINE, trees, data, options.seeds, shots, threads=options.threads or 2
+            )
+            rows.append((CHECKED_BASELINE, few))
         for name, contender in rows:
             if contender.classifiers:
                 scores = score_only(contender, data, seed=options.seed)
                 curves.setdefault(name, []).append({"shots": shots, **scores})
             contender.close()
     return [{"name": name, "points": points} for name, points in curves.items()]
-
-
-def _few_shot_trees(
-    options: EvaluateOptions, baseline_input: BaselineInput, data: ComparisonData, shots: int
-) -> Contender:
-    flows, answers = data.prepared.flows, []
-    train = baseline_input.train
-    for seed in options.seeds:
-        chosen = train[choose_shots(flows.labels[train], flows.capture[train], shots, seed)]
-        few = replace(baseline_input, train=chosen)
-        answers.append(
-            (seed, run_baselines(few, seed=seed, threads=options.threads or 2, only=(CHECKED_BASELINE,)))
-        )
-    return baseline_contenders(answers, len(data.label_names))[0]
 
 
 def _measured(
@@ -410,6 +371,36 @@ def _measured(
             row["speed"] = time_contender(contender, data, time.perf_counter)
         rows.append(row)
     return rows, answers
+
+
+def _retrain(
+    options: EvaluateOptions,
+    base: Checkpoint | None,
+    networks: list[Checkpoint],
+    contenders: list[Contender],
+    rows: list[dict[str, Any]],
+    data: ComparisonData,
+    tell: Progress,
+) -> None:
+    """Train the best network and the checked baseline again without the fields that matter to each."""
+    best = best_network(rows)["name"]
+    again = Retrainer(
+        base,
+        lambda checkpoint, changed: _trainer(options, checkpoint, changed, tell),
+        lambda changed: baseline_input(networks, changed),
+        seed=options.seed,
+        threads=options.threads or 2,
+    )
+    for contender, row in zip(contenders, rows, strict=True):
+        if contender.name in (best, CHECKED_BASELINE) and contender.classifiers:
+            tell("retrain", {"name": contender.name})
+            row |= again.check(
+                contender,
+                row["shortcuts"],
+                data,
+                max_flows=options.max_checked_flows,
+                at_most=options.retrained_fields,
+            )
 
 
 def _result(

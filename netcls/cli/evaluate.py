@@ -84,6 +84,13 @@ from netcls.cli.train import Telling, finish
     help="Look for shortcuts and at answers after few packets: several more passes.",
 )
 @click.option(
+    "--retrained-fields",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=3,
+    help="Fields that matter, at most N, that the best network and LightGBM are trained again without, one by one.",
+)
+@click.option(
     "--seed",
     "seeds",
     type=click.IntRange(min=0),
@@ -205,4 +212,10 @@ def _lines(result: dict[str, Any], report: Path | None) -> list[str]:
         rows.append([row["name"], row["kind"], *(f"{number:.3f}" for number in numbers), row["sees"]])
     columns = ("name", "kind", ">macro-F1", ">low", ">high", ">accuracy", "sees")
     table = table_text(columns, rows, on_terminal=False).rstrip("\n")
-    return [result["verdict"], "", table, *([f"report in {report}"] if report is not None else [])]
+    checked = [
+        f"{row['name']}: {row['shortcut_verdict']} {row.get('retrained_verdict', '')}".rstrip()
+        for row in result["rows"]
+        if row.get("retrained_verdict") or any(check["is_shortcut"] for check in row.get("shortcuts", []))
+    ]
+    place = [f"report in {report}"] if report is not None else []
+    return [result["verdict"], "", table, *(["", *checked] if checked else []), *place]

@@ -74,6 +74,14 @@ class ComparisonData:
             self._batches[key] = FlowBatch(flows.records[rows], flows.packets[rows], data[rows])
         return self._batches[key]
 
+    def changed(self, change: Callable[[FlowBatch], FlowBatch]) -> ComparisonData:
+        """The same flows, labels and split, the raw flows changed; copies of the flows are held."""
+        flows = self.prepared.flows
+        made = change(FlowBatch(flows.records, flows.packets, flows.tokens.arrays["data"]))
+        tokens = replace(flows.tokens, arrays={"data": made.data})
+        changed = replace(flows, records=made.records, packets=made.packets, tokens=tokens)
+        return replace(self, prepared=replace(self.prepared, flows=changed), _batches={})
+
     def units(self, rows: NDArray[np.intp]) -> NDArray[np.int64]:
         """What the intervals draw."""
         return bootstrap_units(self.prepared, rows)

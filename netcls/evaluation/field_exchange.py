@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,33 @@ def _donors(flows: FlowBatch, rng: np.random.Generator) -> NDArray[np.intp]:
         rows = np.flatnonzero(kinds == kind)
         donor[rows] = rows[rng.permutation(len(rows))]
     return donor
+
+
+class FieldChange(Protocol):
+    """What a field is changed through; exchanged here, removed in :mod:`netcls.evaluation.field_removal`.
+
+    Attributes:
+        source: the flows as they were.
+    """
+
+    source: FlowBatch
+
+    def of_protocol(self, *protocols: int) -> NDArray[np.bool_]:
+        """Flows of these protocols: bool (F,)."""
+
+    def is_ipv4(self) -> NDArray[np.bool_]:
+        """Flows of IPv4: bool (F,)."""
+
+    def header(
+        self, chosen: NDArray[np.bool_], start: int, n_bytes: int, *, behind_l4: bool, same_way: bool = False
+    ) -> None:
+        """Change header bytes of the chosen flows."""
+
+    def columns(self, chosen: NDArray[np.bool_], *names: str, same_way: bool = False) -> None:
+        """Change fields of their packets."""
+
+    def of_records(self, chosen: NDArray[np.bool_], *names: str) -> None:
+        """Change fields of their records."""
 
 
 @dataclass(slots=True)
@@ -143,6 +170,11 @@ class _Exchange:
         for name in names:
             self.to.packets[name][flow, packet] = self.source.packets[name][other, theirs]
 
+    def of_records(self, chosen: NDArray[np.bool_], *names: str) -> None:
+        """Exchange the same field in the flows' records."""
+        for name in names:
+            self.to.records[name][chosen] = self.source.records[name][self.donor][chosen]
+
     def _first_same_way(
         self, flow: NDArray[np.intp], packet: NDArray[np.intp], other: NDArray[np.intp]
     ) -> NDArray[np.intp]:
@@ -157,37 +189,35 @@ class _Exchange:
         return np.asarray(np.where(has_bytes, found, packet))
 
 
-def _addresses(x: _Exchange) -> None:
+def _addresses(x: FieldChange) -> None:
     x.header(x.is_ipv4(), 12, 8, behind_l4=False, same_way=True)
     x.header(~x.is_ipv4(), 8, 32, behind_l4=False, same_way=True)
-    for name in ("client", "server"):
-        x.to.records[name] = x.source.records[name][x.donor]
+    x.of_records(np.ones(len(x.source), bool), "client", "server")
 
 
-def _ports(x: _Exchange) -> None:
+def _ports(x: FieldChange) -> None:
     chosen = x.of_protocol(_TCP, _UDP, _SCTP)
     x.header(chosen, 0, 4, behind_l4=True, same_way=True)
-    for name in ("client_port", "server_port"):
-        x.to.records[name][chosen] = x.source.records[name][x.donor][chosen]
+    x.of_records(chosen, "client_port", "server_port")
 
 
-def _ttl(x: _Exchange) -> None:
+def _ttl(x: FieldChange) -> None:
     x.header(x.is_ipv4(), 8, 1, behind_l4=False, same_way=True)
     x.header(~x.is_ipv4(), 7, 1, behind_l4=False, same_way=True)
     x.columns(np.ones(len(x.source), bool), "ttl", same_way=True)
 
 
-def _ip_id(x: _Exchange) -> None:
+def _ip_id(x: FieldChange) -> None:
     x.header(x.is_ipv4(), 4, 2, behind_l4=False)
     x.header(~x.is_ipv4(), 2, 2, behind_l4=False)
 
 
-def _seq_ack(x: _Exchange) -> None:
+def _seq_ack(x: FieldChange) -> None:
     x.header(x.of_protocol(_TCP), 4, 8, behind_l4=True)
     x.columns(x.of_protocol(_TCP), "tcp_seq", "tcp_ack")
 
 
-def _checksums(x: _Exchange) -> None:
+def _checksums(x: FieldChange) -> None:
     x.header(x.is_ipv4(), 10, 2, behind_l4=False)
     for protocol, start in ((_TCP, 16), (_UDP, 6), (_ICMP, 2)):
         x.header(x.of_protocol(protocol), start, 2, behind_l4=True)
@@ -198,12 +228,12 @@ def _timestamps(x: _Exchange) -> None:
     flow, packet = np.nonzero(x.present() & x.of_protocol(_TCP)[:, None])
     for f, k in zip(flow.tolist(), packet.tolist(), strict=True):
         other = int(x.donor[f])
-        to, source = (_option_at(x.source, row, k, x.header_bytes) for row in (f, other))
+        to, source = (timestamps_at(x.source, row, k, x.header_bytes) for row in (f, other))
         if to is not None and source is not None:
             x.to.data[f, k, to : to + 8] = x.source.data[other, k, source : source + 8]
 
 
-def _option_at(flows: FlowBatch, flow: int, packet: int, header_bytes: int) -> int | None:
+def timestamps_at(flows: FlowBatch, flow: int, packet: int, header_bytes: int) -> int | None:
     """Where the values of the timestamp option begin; None where there is none in the kept bytes."""
     row = flows.data[flow, packet]
     end = min(int(flows.packets["header_len"][flow, packet]), header_bytes)
@@ -226,29 +256,33 @@ def _ip_version(x: _Exchange) -> None:
 
     Where all flows are of one version nothing changes: a model need not know the other one.
     """
-    n_packets = x.source.data.shape[1]
     version_of = x.source.records["ip_version"]
     for flow in np.flatnonzero(version_of != version_of[x.rng.permutation(len(x.source))]).tolist():
-        record, packets = x.source.records[flow], x.source.packets[flow]
-        n_kept, version = int(record["n_kept"]), int(record["ip_version"])
-        for packet in range(min(n_packets, n_kept)):
-            row, l4 = x.source.data[flow, packet], int(packets["l4_offset"][packet])
-            head = np.zeros(_IPV6_HEADER, np.uint8)
-            kept = row[: min(l4, _IPV6_HEADER, x.header_bytes)]
-            head[: len(kept)] = kept
-            new = _other_ip_header(
-                head, version, int(packets["ip_len"][packet]) - l4, int(record["protocol"])
-            )
-            moved = np.concatenate([new, row[l4 : x.header_bytes], np.zeros(x.header_bytes, np.uint8)])
-            x.to.data[flow, packet, : x.header_bytes] = moved[: x.header_bytes]
-        new_l4 = _IPV6_HEADER if version == 4 else _IPV4_HEADER
-        longer = new_l4 - packets["l4_offset"][:n_kept].astype(np.int64)
-        for name in ("ip_len", "wire_len", "header_len", "l4_offset"):
-            x.to.packets[name][flow, :n_kept] = np.maximum(packets[name][:n_kept] + longer, 0)
-        x.to.records["ip_version"][flow] = 10 - version
+        translate(x.source, x.to, flow, x.header_bytes)
 
 
-def _other_ip_header(
+def translate(source: FlowBatch, to: FlowBatch, flow: int, header_bytes: int) -> None:
+    """Write one flow of ``source`` into ``to`` with IP headers of the other version."""
+    record, packets = source.records[flow], source.packets[flow]
+    n_kept, version = int(record["n_kept"]), int(record["ip_version"])
+    for packet in range(min(source.data.shape[1], n_kept)):
+        row, l4 = source.data[flow, packet], int(packets["l4_offset"][packet])
+        head = np.zeros(_IPV6_HEADER, np.uint8)
+        kept = row[: min(l4, _IPV6_HEADER, header_bytes)]
+        head[: len(kept)] = kept
+        new = translated_ip_header(
+            head, version, int(packets["ip_len"][packet]) - l4, int(record["protocol"])
+        )
+        moved = np.concatenate([new, row[l4:header_bytes], np.zeros(header_bytes, np.uint8)])
+        to.data[flow, packet, :header_bytes] = moved[:header_bytes]
+    new_l4 = _IPV6_HEADER if version == 4 else _IPV4_HEADER
+    longer = new_l4 - packets["l4_offset"][:n_kept].astype(np.int64)
+    for name in ("ip_len", "wire_len", "header_len", "l4_offset"):
+        to.packets[name][flow, :n_kept] = np.maximum(packets[name][:n_kept] + longer, 0)
+    to.records["ip_version"][flow] = 10 - version
+
+
+def translated_ip_header(
     header: NDArray[np.uint8], version: int, n_bytes: int, protocol: int
 ) -> NDArray[np.uint8]:
     """An IPv6 header for an IPv4 one, and the other way round, with mapped addresses.
@@ -284,7 +318,7 @@ def _opening(x: _Exchange) -> None:
         x.to.data[chosen, 0] = x.source.data[x.donor[chosen], 0]
 
 
-def _tos(x: _Exchange) -> None:
+def _tos(x: FieldChange) -> None:
     x.header(x.is_ipv4(), 1, 1, behind_l4=False)
     x.header(~x.is_ipv4(), 0, 2, behind_l4=False)
     x.columns(np.ones(len(x.source), bool), "tos")
@@ -307,12 +341,12 @@ def _times(x: _Exchange) -> None:
     x.to.packets["ts_ns"][there] = moved[there]
 
 
-def _flags(x: _Exchange) -> None:
+def _flags(x: FieldChange) -> None:
     x.header(x.of_protocol(_TCP), 13, 1, behind_l4=True)
     x.columns(x.of_protocol(_TCP), "tcp_flags")
 
 
-def _window(x: _Exchange) -> None:
+def _window(x: FieldChange) -> None:
     x.header(x.of_protocol(_TCP), 14, 2, behind_l4=True)
     x.columns(x.of_protocol(_TCP), "tcp_window")
 
@@ -323,20 +357,24 @@ def _payload(x: _Exchange) -> None:
     x.to.data[flow, packet, x.header_bytes :] = x.source.data[other, packet, x.header_bytes :]
 
 
-_HOW: Final[dict[str, Callable[[Any], None]]] = {
+HEADER_FIELDS: Final[dict[str, Callable[[Any], None]]] = {
     "addresses": _addresses,
     "ports": _ports,
     "ttl": _ttl,
     "ip_id": _ip_id,
     "seq_ack": _seq_ack,
-    "timestamps": _timestamps,
     "checksums": _checksums,
-    "ip_version": _ip_version,
-    "opening": _opening,
     "tos": _tos,
-    "sizes": _sizes,
-    "times": _times,
     "flags": _flags,
     "window": _window,
+}
+"""Fields at a fixed place, changed through `FieldChange` alone."""
+
+_HOW: Final[dict[str, Callable[[Any], None]]] = HEADER_FIELDS | {
+    "timestamps": _timestamps,
+    "ip_version": _ip_version,
+    "opening": _opening,
+    "sizes": _sizes,
+    "times": _times,
     "payload": _payload,
 }

@@ -274,18 +274,31 @@ def _shortcuts(rows: Sequence[Row]) -> str:
         checks = [check for check in row.get("shortcuts", []) if check["changed_flows"]]
         if not checks:
             continue
-        bars = [
-            Bar(check["group"], check["drop"], check["drop"], check["drop"], 3 if check["is_shortcut"] else 7)
-            for check in sorted(checks, key=lambda check: check["drop"], reverse=True)
-        ]
+        bars = []
+        for check in sorted(checks, key=lambda check: check["drop"], reverse=True):
+            drop = check["drop"]
+            bars.append(Bar(check["group"], drop, drop, drop, 3 if check["is_shortcut"] else 7))
+            if "retrained" in check:
+                again = check["retrained"]
+                bars.append(
+                    Bar(
+                        "trained without it",
+                        again["drop"],
+                        again["drop_interval"][0],
+                        again["drop_interval"][1],
+                        1,
+                    )
+                )
         picture = bar_chart(bars, f"drop in macro-F1 of {row['name']}", least_range=0.1)
-        parts += [f"<h3>{text(row['name'])}</h3>", _words(row["shortcut_verdict"]), picture]
+        verdict = f"{row['shortcut_verdict']} {row.get('retrained_verdict', '')}".strip()
+        parts += [f"<h3>{text(row['name'])}</h3>", _words(verdict), picture]
     if not parts:
         return ""
     words = (
         "Each field is exchanged between test flows at random, so that it says nothing any more; the bar is the "
         f"macro-F1 that this costs. Red: a field that names a place, a host or a recording and costs more than "
-        f"{LEAST_DROP:.0%}: a shortcut. Other fields are what the traffic does, and may matter."
+        f"{LEAST_DROP:.0%}: a shortcut. Other fields are what the traffic does, and may matter. Orange: what "
+        "training again with the field removed from all flows costs, with its 95 % interval (one seed)."
     )
     return _section("Does it take a shortcut?", _words(words), *parts)
 

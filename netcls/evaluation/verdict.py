@@ -29,6 +29,18 @@ class Verdict:
     difference: tuple[float, float, float]
 
 
+def best_network(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The network with the highest macro-F1; one that was trained on test captures only where there is no other."""
+    return max(_that_count(rows)[0], key=lambda row: row["macro_f1"])
+
+
+def _that_count(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Networks that were run and are not void (all, if all are), and the names of the void ones."""
+    run = [row for row in rows if row["kind"] != "baseline" and not row["skipped"]]
+    void = [row["name"] for row in run if row.get("is_void")]
+    return [row for row in run if not row.get("is_void")] or run, void
+
+
 def verdict_of(
     rows: Sequence[Mapping[str, Any]],
     answers: Mapping[str, Answers],
@@ -48,11 +60,9 @@ def verdict_of(
         split: its facts, with ``optimism``.
         seed: of the bootstrap.
     """
-    run = [row for row in rows if row["kind"] != "baseline" and not row["skipped"]]
-    void = [row["name"] for row in run if row.get("is_void")]
-    networks = [row for row in run if not row.get("is_void")] or run
+    networks, void = _that_count(rows)
     baselines = [row for row in rows if row["kind"] == "baseline" and not row["skipped"]]
-    ours = max(networks, key=lambda row: row["macro_f1"])
+    ours = best_network(rows)
     theirs = max(baselines, key=lambda row: row["macro_f1"])
     test = data.rows(TEST)
     difference = macro_f1_difference(

@@ -14,10 +14,17 @@ from capture.flow_batch import FlowBatch, KeepSpec
 from capture.representations import build
 from models.checkpoint import load_checkpoint
 from netcls.cli.main import main
+from netcls.datasets.build import BuildOptions
 from netcls.datasets.capture_flows import process_capture
+from netcls.datasets.sources import DataOptions
+from netcls.datasets.splits import SplitOptions
 from netcls.evaluating import EvaluateOptions, run_evaluate
+from netcls.evaluation.baseline_rows import baseline_input, few_shot_trees
+from netcls.evaluation.comparison_data import read_comparison_data
 from netcls.evaluation.page import page_of
 from netcls.evaluation.raw_flows import RawFlows, first_packets
+from netcls.evaluation.retraining import Retrainer
+from netcls.evaluation.shortcuts import check_shortcuts
 from netcls.finetuning import FinetuneOptions, run_finetune
 from tests.pcap_writer import START_S, udp_flow, write_pcap
 
@@ -221,6 +228,12 @@ def test_a_planted_ttl_is_found_as_a_shortcut_and_a_clean_model_is_not_accused(t
     found = [check["group"] for check in row["shortcuts"] if check["is_shortcut"]]
     assert found == ["ttl"]
     assert row["shortcut_verdict"].startswith("Shortcut: ttl costs")
+    ttl = next(check for check in row["shortcuts"] if check["group"] == "ttl")
+    assert ttl["retrained"]["drop"] > 0.2  # it was all there was
+    assert row["retrained_verdict"].startswith("Trained without ttl, it loses")
+    assert ": so much of the number is the shortcut." in row["retrained_verdict"]
+    assert [check["group"] for check in row["shortcuts"] if "retrained" in check] == ["ttl"]
+    assert ">trained without it</text>" in page_of(result)
     clean = whole["rows"][0]
     assert not any(check["is_shortcut"] for check in clean["shortcuts"])
     assert next(check for check in clean["shortcuts"] if check["group"] == "payload")["drop"] > 0.3
@@ -287,6 +300,41 @@ def test_rows_are_trained_on_the_same_split_with_their_budget_in_the_table(data,
         "every network here, the best of which is" in result["verdict"]
         or "beats every baseline" in result["verdict"]
     )
+
+
+@pytest.mark.parametrize("sizes_differ", [True, False])
+def test_trees_trained_without_a_field_lose_what_no_other_field_tells(tmp_path, sizes_differ):
+    """TOS tells the classes; where the sizes do too, trees that never saw it are as good, otherwise they guess."""
+    pytest.importorskip("lightgbm")
+    rng = np.random.default_rng(0)
+    for label, tos, size in (("low", 4, 40), ("high", 96, 400)):
+        for capture in range(8):
+            packets = []
+            for flow in range(6):
+                sizes = (rng.integers(0, 9, 4) + (size if sizes_differ else 40)).tolist()
+                frames = udp_flow("10.0.0.1", 3000 + flow, sizes, start_s=START_S + flow)
+                packets += [(at, frame[:15] + bytes([tos]) + frame[16:]) for at, frame in frames]
+            write_pcap(tmp_path / label / f"{capture}.pcap", packets)
+    representation = build("netmamba", {"n_packets": 3, "header_bytes": 28, "payload_bytes": 12})
+    data = read_comparison_data(
+        str(tmp_path), DataOptions(), BuildOptions(), SplitOptions(), [representation]
+    )
+    trees = few_shot_trees("lightgbm", baseline_input([], data), data, (0,), None, threads=1)
+    checks = check_shortcuts(trees, data, seed=0, max_flows=100)["shortcuts"]
+    tos = next(check for check in checks if check["group"] == "tos")
+    # Whatever the trees happened to lean on, the question is what they learn without.
+    tos |= {"drop": 0.5, "drop_interval": [0.4, 0.6]}
+    again = Retrainer(None, lambda *_: None, lambda changed: baseline_input([], changed), seed=0, threads=1)
+    facts = again.check(trees, checks, data, max_flows=100, at_most=5)
+    if sizes_differ:
+        assert tos["retrained"]["drop"] == 0
+        assert (
+            "Trained without tos, it loses 0 points [0, 0]: other fields tell the same."
+            in facts["retrained_verdict"]
+        )
+    else:
+        assert tos["retrained"]["drop"] > 0.3
+        assert "Trained without tos, it loses" in facts["retrained_verdict"]
 
 
 @pytest.mark.parametrize(

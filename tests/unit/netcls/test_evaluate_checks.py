@@ -12,7 +12,9 @@ from capture.flow_batch import FLOW_DTYPE, PACKET_DTYPE, FlowBatch
 from capture.representations import build
 from netcls.datasets.capture_flows import process_capture
 from netcls.evaluation.field_exchange import FIELDS, IDENTITY, exchange
+from netcls.evaluation.field_removal import remove
 from netcls.evaluation.raw_flows import RawFlows
+from netcls.evaluation.retraining import fields_that_matter
 from netcls.evaluation.trained_rows import RowChoice, linear_discriminant
 from netcls.evaluation.unknowns import ClassMeans, auroc, false_alarms_at, found_at
 from tests.pcap_writer import SYN, tcp, udp, write_pcap
@@ -51,6 +53,7 @@ def tokens(flows: FlowBatch, policy) -> np.ndarray:
 def test_the_given_flows_stay_as_they_are(flows, field):
     before = (flows.records.copy(), flows.packets.copy(), flows.data.copy())
     exchange(flows, field, H, np.random.default_rng(0))
+    remove(flows, field, H)
     for array, copy in zip((flows.records, flows.packets, flows.data), before, strict=True):
         assert np.array_equal(array, copy)
 
@@ -140,12 +143,48 @@ def test_flows_without_bytes_have_their_columns_exchanged(flows):
     assert (changed.packets["ttl"] != flows.packets["ttl"]).any()
 
 
+@pytest.mark.parametrize("field", ["addresses", "ports", "ttl", "ip_id", "seq_ack", "checksums"])
+def test_a_removed_field_is_what_a_field_policy_hides(flows, field):
+    assert np.array_equal(tokens(remove(flows, field, H), "none"), tokens(flows, [field]))
+
+
+def test_what_is_removed_is_the_same_in_every_flow(flows):
+    two = both_versions(flows)
+    assert (remove(two, "ip_version", H).records["ip_version"] == 4).all()
+    assert not remove(flows, "ports", H).records["client_port"].any()
+    assert not np.diff(remove(flows, "times", H).packets["ts_ns"], axis=1)[:, :2].any()
+    assert np.unique(remove(flows, "sizes", H).packets["ip_len"][:, :3]).tolist() == [1500]
+    assert not remove(flows, "payload", H).data[:, :, H:].any()
+    assert not remove(flows, "window", H).packets["tcp_window"].any()
+    opening = remove(flows, "opening", H)
+    is_tcp = flows.records["protocol"] == 6
+    assert not opening.packets["ip_len"][is_tcp, 0].any()
+    assert not opening.data[is_tcp, 0].any()
+    assert np.array_equal(opening.packets[~is_tcp], flows.packets[~is_tcp])
+
+
+def test_fields_that_matter_are_the_certain_ones_shortcuts_first():
+    checks = [
+        {"group": name, "drop": drop, "drop_interval": [low, 1.0], "is_shortcut": is_shortcut}
+        for name, drop, low, is_shortcut in (
+            ("payload", 0.5, 0.4, False),
+            ("ttl", 0.1, 0.05, True),
+            ("sizes", 0.3, -0.1, False),
+            ("tos", 0.01, 0.005, False),
+            ("flags", 0.2, 0.1, False),
+        )
+    ]
+    assert fields_that_matter(checks, 5) == ["ttl", "payload", "flags"]
+    assert fields_that_matter(checks, 1) == ["ttl"]
+
+
 def test_no_flows_are_no_trouble():
     empty = FlowBatch(
         np.zeros(0, FLOW_DTYPE), np.zeros((0, 3), PACKET_DTYPE), np.zeros((0, 3, H + P), np.uint8)
     )
     for field in FIELDS:
         assert len(exchange(empty, field, H, np.random.default_rng(0))) == 0
+        assert len(remove(empty, field, H)) == 0
 
 
 def test_auroc_and_error_rates_of_scores_that_can_be_counted_by_hand():
