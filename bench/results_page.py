@@ -137,9 +137,9 @@ def _verdict(row: Row) -> str:
 
 def _checks(rows: Sequence[Row]) -> list[str]:
     checked = [row for row in rows if row.get("shortcut_verdict")]
-    return [
-        f"- Shortcut check, {_safe(row['name'])}: {_safe(_verdict(row))}" for row in checked
-    ] + ([""] if checked else [])
+    return [f"- Shortcut check, {_safe(row['name'])}: {_safe(_verdict(row))}" for row in checked] + (
+        [""] if checked else []
+    )
 
 
 def _unknowns(rows: Sequence[Row], quick: Result) -> list[str]:
