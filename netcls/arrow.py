@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from capture.errors import UsageError
 from capture.flow_batch import EndReason
-from netcls.event import as_dict, events_of
+from netcls.event import Event, as_dict, events_of
 from netcls.event_batch import EventBatch
 from netcls.flat import column_names, flat_row
 
@@ -119,17 +120,37 @@ class RowGroups:
 
 def record_batch(batch: EventBatch) -> Any:
     """The events of a batch as a pyarrow.RecordBatch, one row a flow."""
+    return _record_batch(list(events_of(batch)), _times(batch))
+
+
+def record_batch_of(events: Sequence[Event]) -> Any:
+    """Single events as a pyarrow.RecordBatch, a row each; times have the microseconds of an event."""
+    from netcls.sinks.fields import epoch_ns
+
+    ends = [event.flow.end for event in events]
+    times = {
+        "timestamp": [epoch_ns(event.timestamp) for event in events],
+        "flow_start": [epoch_ns(event.flow.start) for event in events],
+        "flow_end": [epoch_ns(end) if isinstance(end, str) else None for end in ends],
+    }
+    return _record_batch(events, times)
+
+
+def _record_batch(events: Sequence[Event], times: dict[str, Any]) -> Any:
     pa = require_pyarrow()
     schema = event_schema()
-    rows = [flat_row(as_dict(event)) for event in events_of(batch)]
-    times = _times(batch)
+    rows = [flat_row(as_dict(event)) for event in events]
     columns = []
     for field in schema:
         if field.name in times:
-            columns.append(pa.array(times[field.name]).cast(field.type))
+            columns.append(_instants(pa, times[field.name], field.type))
         else:
             columns.append(pa.array([row.get(field.name) for row in rows], field.type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _instants(pa: Any, times: Any, kind: Any) -> Any:
+    return pa.array(times, pa.int64() if isinstance(times, list) else None).cast(kind)
 
 
 def _times(batch: EventBatch) -> dict[str, Any]:

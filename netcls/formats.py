@@ -17,6 +17,7 @@ from netcls.event import StatsEvent, as_dict, encode_line, encode_lines, events_
 from netcls.event_batch import EventBatch
 from netcls.flat import column_names, flat_row
 from netcls.output import Output
+from netcls.text import printable
 
 FORMATS: Final = ("table", "jsonl", "csv", "parquet")
 
@@ -120,7 +121,10 @@ class ParquetWriter(EventWriter):
 
 
 def csv_text(names: Iterable[str], rows: Iterable[dict[str, Any]], *, with_header: bool = True) -> bytes:
-    """Rows as CSV; a column that a row lacks is empty, a cell that looks like a formula begins with ``'``."""
+    """Rows as CSV; a column that a row lacks is empty, a cell that looks like a formula begins with ``'``.
+
+    Characters that a terminal obeys are written out, so a row is always one line.
+    """
     text = io.StringIO()
     columns = list(names)
     writer = csv.writer(text, lineterminator="\r\n")
@@ -132,9 +136,9 @@ def csv_text(names: Iterable[str], rows: Iterable[dict[str, Any]], *, with_heade
 
 def _cell(value: Any) -> Any:
     if isinstance(value, str):
-        return f"'{value}" if value.startswith(_FORMULA_STARTS) else value
+        return ("'" if value.startswith(_FORMULA_STARTS) else "") + printable(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return json.dumps(value, separators=(",", ":"))
+        return json.dumps(value, separators=(",", ":")).replace("\x7f", "\\u007f")
     return value
