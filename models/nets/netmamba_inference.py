@@ -4,10 +4,7 @@ What is saved, all of it exact: in the last block only the class tokens are comp
 projection), because nothing else is read; the norm's weight is folded into the projection after it, the scaling of the
 bytes into the embedding; dt is projected inside the scan; every buffer is allocated once per thread.
 
-Matrix products go through :func:`_product`. In bf16 it narrows what goes in and widens what comes out; the copies cost
-3 % of what they save, and everything else (norm, convolution, scan, residual, head) stays float32. In int8 the products
-into and out of a block are of whole numbers (:mod:`models.nets.int8_kernels`): each token row has a scale of its own,
-made as it comes, and so has every column of the weight. The product that dt, B and C come from stays float32 there.
+Matrix products: :mod:`models.nets.frozen_block`.
 """
 
 from __future__ import annotations
@@ -25,8 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from models.nets import conv_kernels, inference_kernels, int8_kernels
-from models.nets.fast_math import LOG2_E
+from models.nets import conv_kernels, inference_kernels
+from models.nets.frozen_block import (
+    PRODUCT_DTYPES,
+    BlockWeights,
+    Scratch,
+    add_product,
+    block_weights,
+    product,
+)
 from models.nets.rms_norm import EPS, RMSNorm
 from models.nets.workers import for_ranges
 
@@ -39,10 +43,6 @@ MICRO_BATCH: Final = 4
 
 MICRO_BATCH_BYTES: Final = 4 << 20
 """Of the widest buffer, beyond which fewer flows are faster: the paper's size takes 2 at a time, +5 % over 4."""
-
-
-PRODUCT_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
-"""Type of the matrix products by the name of a precision."""
 
 
 class Encoder(Protocol):
@@ -64,72 +64,10 @@ class Encoder(Protocol):
         """From features to logits."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Matrix:
-    """The right side of a product.
-
-    Attributes:
-        values: (k, n), float32, bfloat16 or int8.
-        steps: float32 (n,), what 1 in each column of int8 is worth; None for the other types.
-    """
-
-    values: Tensor
-    steps: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _BlockWeights:
-    """One block's weights, laid out as the kernels read them (see :func:`_block_weights`)."""
-
-    in_x: _Matrix  # (D, E), the norm's weight folded in; likewise in_z
-    in_z: _Matrix
-    in_xz: _Matrix  # (D, 2 E), both
-    taps: Tensor  # (K, E)
-    conv_bias: Tensor  # (E,)
-    selection: _Matrix  # (E, R + 2 N), R rounded up to a multiple of 4
-    dt_weight: Tensor  # (R, E)
-    dt_bias: Tensor  # (E,)
-    A2: Tensor  # (N, E), A * log2(e)
-    D: Tensor  # (E,)
-    out: _Matrix  # (E, D)
-
-
-def _matrix(weight: Tensor, dtype: torch.dtype) -> _Matrix:
-    """The transpose of a projection's weight (n, k), in the type of its products."""
-    if dtype != torch.int8:
-        return _Matrix(weight.t().to(dtype).contiguous())
-    values, steps = torch.empty(weight.shape, dtype=torch.int8), torch.empty(len(weight))
-    int8_kernels.quantise_rows(weight.contiguous().numpy(), values.numpy(), steps.numpy())
-    return _Matrix(values.t().contiguous(), steps)
-
-
-def _block_weights(block: MambaBlock, dtype: torch.dtype) -> _BlockWeights:
-    mixer = block.mixer
-    in_xz = mixer.in_proj.weight * block.norm.weight
-    in_x, in_z = in_xz.chunk(2)
-    # Zero rows bring the rank to a multiple of 4, which the kernel takes per pass.
-    spare = -mixer.dt_rank % 4
-    low_rank, rest = mixer.x_proj.weight[: mixer.dt_rank], mixer.x_proj.weight[mixer.dt_rank :]
-    selection = torch.cat([functional.pad(low_rank, (0, 0, 0, spare)), rest])
-    return _BlockWeights(
-        in_x=_matrix(in_x, dtype),
-        in_z=_matrix(in_z, dtype),
-        in_xz=_matrix(in_xz, dtype),
-        taps=mixer.conv1d.weight[:, 0].t().contiguous(),
-        conv_bias=mixer.conv_bias.clone(),
-        selection=_matrix(selection, torch.float32 if dtype == torch.int8 else dtype),
-        dt_weight=functional.pad(mixer.dt_proj.weight.t(), (0, 0, 0, spare)).contiguous(),
-        dt_bias=mixer.dt_proj.bias.clone(),
-        A2=(-torch.exp(mixer.A_log) * LOG2_E).t().contiguous(),
-        D=mixer.D.clone(),
-        out=_matrix(mixer.out_proj.weight, dtype),
-    )
-
-
 class _Buffers:
     """Intermediate arrays of one micro-batch of F flows, for one thread."""
 
-    def __init__(self, n_flows: int, n_tokens: int, n_outputs: int, block: _BlockWeights) -> None:
+    def __init__(self, n_flows: int, n_tokens: int, n_outputs: int, block: BlockWeights) -> None:
         width, channels = block.in_x.values.shape
         n_selection = block.selection.values.shape[1]
         self.x = torch.empty(n_flows, n_tokens, width)
@@ -139,14 +77,7 @@ class _Buffers:
         self.selection = torch.empty(n_flows * n_tokens, n_selection)
         self.z = torch.empty(n_flows, n_outputs, channels)
         self.y = torch.empty(n_flows, n_outputs, channels)
-        # Both sides of a narrow product; empty in fp32. Products of int8 are summed in int32.
-        dtype = block.out.values.dtype
-        n_narrow = 0 if dtype == torch.float32 else n_flows * n_tokens
-        self.narrow_in = torch.empty(n_narrow * max(width, channels), dtype=dtype)
-        self.narrow_out = torch.empty(
-            n_narrow * max(2 * channels, n_selection), dtype=torch.int32 if dtype == torch.int8 else dtype
-        )
-        self.steps = torch.empty(n_narrow if dtype == torch.int8 else 0)
+        self.scratch = Scratch(block, n_flows * n_tokens)
 
 
 class FastEncoder:
@@ -162,9 +93,7 @@ class FastEncoder:
     @torch.no_grad()
     def __init__(self, model: Encoder, n_tokens: int, outputs: tuple[int, ...], precision: str) -> None:
         dtype = PRODUCT_DTYPES[precision]
-        self._blocks = [
-            _block_weights(block, dtype) for block in cast("list[MambaBlock]", list(model.blocks))
-        ]
+        self._blocks = [block_weights(block, dtype) for block in cast("list[MambaBlock]", list(model.blocks))]
         self._norm_weight = model.norm_f.weight.clone()
         self._n_tokens = n_tokens
         self._outputs = np.array(outputs, np.int64)
@@ -250,51 +179,12 @@ def byte_embedding(layer: StrideEmbedding) -> tuple[Tensor, Tensor]:
     return (weight * (2 / 255)).contiguous(), bias - weight.sum(0)
 
 
-def _product(x: Tensor, weight: _Matrix, out: Tensor, buffers: _Buffers) -> None:
-    """Write out = x @ weight: float32 (rows, k) and (k, n) of the products' type to float32 (rows, n)."""
-    if weight.steps is not None:
-        totals = _whole_product(x, weight.values, buffers)
-        int8_kernels.widen(totals.numpy(), buffers.steps.numpy(), weight.steps.numpy(), out.numpy())
-    elif weight.values.dtype == torch.float32:
-        torch.mm(x, weight.values, out=out)
-    else:
-        out.copy_(_narrow_product(x, weight.values, buffers))
-
-
-def _add_product(x: Tensor, weight: _Matrix, out: Tensor, buffers: _Buffers) -> None:
-    """As :func:`_product`, added to what is in ``out``, in float32."""
-    if weight.steps is not None:
-        totals = _whole_product(x, weight.values, buffers)
-        int8_kernels.add_widened(totals.numpy(), buffers.steps.numpy(), weight.steps.numpy(), out.numpy())
-    elif weight.values.dtype == torch.float32:
-        out.addmm_(x, weight.values)
-    else:
-        out.add_(_narrow_product(x, weight.values, buffers))
-
-
-def _narrow_product(x: Tensor, weight: Tensor, buffers: _Buffers) -> Tensor:
-    """The product of ``x`` rounded to the weight's type, (rows, n) of that type: a view of a buffer."""
-    rows, n = x.shape[0], weight.shape[1]
-    narrow = buffers.narrow_in[: x.numel()].view(x.shape).copy_(x)
-    product = buffers.narrow_out[: rows * n].view(rows, n)
-    return torch.mm(narrow, weight, out=product)
-
-
-def _whole_product(x: Tensor, weight: Tensor, buffers: _Buffers) -> Tensor:
-    """The product of ``x`` in int8, each row's step in ``buffers.steps``: int32 (rows, n), a view of a buffer."""
-    rows, n = x.shape[0], weight.shape[1]
-    narrow = buffers.narrow_in[: x.numel()].view(x.shape)
-    int8_kernels.quantise_rows(x.contiguous().numpy(), narrow.numpy(), buffers.steps.numpy())
-    product: Tensor = torch._int_mm(narrow, weight, out=buffers.narrow_out[: rows * n].view(rows, n))
-    return product
-
-
-def _run_block(block: _BlockWeights, buffers: _Buffers) -> None:
+def _run_block(block: BlockWeights, buffers: _Buffers) -> None:
     """One block, in place in ``buffers.x``."""
     _, n_tokens, width = buffers.x.shape
     rows = buffers.x.view(-1, width)
     inference_kernels.normalise(rows.numpy(), buffers.normed.numpy(), EPS)
-    _product(buffers.normed, block.in_xz, buffers.xz, buffers)
+    product(buffers.normed, block.in_xz, buffers.xz, buffers.scratch)
     channels = block.in_x.values.shape[1]
     layout = (n_tokens * 2 * channels, 2 * channels)
     flat = buffers.xz.view(-1)
@@ -302,27 +192,27 @@ def _run_block(block: _BlockWeights, buffers: _Buffers) -> None:
     _convolve_and_select(block, buffers, flat, layout)
     every = np.arange(n_tokens)
     _scan(block, buffers, flat[channels:], layout, every, y, (n_tokens * channels, channels))
-    _add_product(buffers.u.view(-1, channels), block.out, rows, buffers)
+    add_product(buffers.u.view(-1, channels), block.out, rows, buffers.scratch)
 
 
-def _run_last_block(block: _BlockWeights, buffers: _Buffers, outputs: NDArray[np.int64]) -> None:
+def _run_last_block(block: BlockWeights, buffers: _Buffers, outputs: NDArray[np.int64]) -> None:
     """The last block, in place in the rows ``outputs`` of ``buffers.x``; the other rows are not updated."""
     n_flows, n_tokens, width = buffers.x.shape
     inference_kernels.normalise(buffers.x.view(-1, width).numpy(), buffers.normed.numpy(), EPS)
     channels = block.in_x.values.shape[1]
     x = buffers.xz.view(-1)[: n_flows * n_tokens * channels]
-    _product(buffers.normed, block.in_x, x.view(-1, channels), buffers)
+    product(buffers.normed, block.in_x, x.view(-1, channels), buffers.scratch)
     normed = buffers.normed.view(n_flows, n_tokens, width)
     for k, token in enumerate(outputs):
-        _product(normed[:, token], block.in_z, buffers.z[:, k], buffers)
+        product(normed[:, token], block.in_z, buffers.z[:, k], buffers.scratch)
     _convolve_and_select(block, buffers, x, (n_tokens * channels, channels))
     layout = (len(outputs) * channels, channels)
     _scan(block, buffers, buffers.z.view(-1), layout, outputs, buffers.y.view(-1).numpy(), layout)
     for k, token in enumerate(outputs):
-        _add_product(buffers.y[:, k], block.out, buffers.x[:, token], buffers)
+        add_product(buffers.y[:, k], block.out, buffers.x[:, token], buffers.scratch)
 
 
-def _convolve_and_select(block: _BlockWeights, buffers: _Buffers, x: Tensor, layout: tuple[int, int]) -> None:
+def _convolve_and_select(block: BlockWeights, buffers: _Buffers, x: Tensor, layout: tuple[int, int]) -> None:
     """The convolution of ``x`` into ``buffers.u``, and from that dt's low rank, B and C."""
     taps, bias, u, flat = block.taps.numpy(), block.conv_bias.numpy(), buffers.u.numpy(), x.numpy()
 
@@ -330,11 +220,11 @@ def _convolve_and_select(block: _BlockWeights, buffers: _Buffers, x: Tensor, lay
         conv_kernels.conv_forward(flat, layout, taps, bias, u, first, last)
 
     for_ranges(work, len(u), 1)
-    _product(buffers.u.view(-1, u.shape[2]), block.selection, buffers.selection, buffers)
+    product(buffers.u.view(-1, u.shape[2]), block.selection, buffers.selection, buffers.scratch)
 
 
 def _scan(
-    block: _BlockWeights,
+    block: BlockWeights,
     buffers: _Buffers,
     z: Tensor,
     z_layout: tuple[int, int],
@@ -361,13 +251,13 @@ class _Ready:
 
     stamp: tuple[str, tuple[tuple[int, int], ...]]
     sources: list[Tensor]  # kept alive, so that no other weight can come to lie at one of these addresses
-    fast: FastEncoder
+    fast: object
 
 
 _ready: WeakKeyDictionary[nn.Module, _Ready] = WeakKeyDictionary()
 
 M = TypeVar("M", bound=nn.Module)
-E = TypeVar("E", bound=FastEncoder)
+E = TypeVar("E")
 
 
 def covers(model: Encoder) -> bool:

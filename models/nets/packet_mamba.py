@@ -1,9 +1,13 @@
 """packet-mamba: one token a packet, causal, so the state after packet k is the answer after packet k.
 
+On a CPU inference goes through :mod:`models.nets.packet_inference`.
+
 Dimensions: flows F, packets K, payload bytes P, width D, classes C.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +17,9 @@ from capture.kernels.packet_tokens import DIRECTION, GAP_US, IP_LEN, N_FLAGS, N_
 from models.nets.mamba import MambaBlock, MixerState, rescale_residual_projections
 from models.nets.packet_mamba_config import PacketMambaConfig
 from models.nets.rms_norm import RMSNorm
+
+if TYPE_CHECKING:
+    from models.nets.packet_inference import FastPacketMamba
 
 __all__ = ["PacketMambaClassifier", "PacketMambaConfig", "PacketMambaPretrainer", "layer_index"]
 
@@ -116,9 +123,13 @@ class PacketMambaClassifier(_Encoder):
     Args:
         config: sizes.
         n_labels: C.
+
+    Attributes:
+        inference_precision: one of :attr:`inference_precisions`: the matrix products of the fast form.
     """
 
-    micro_batch = 32  # flows that the predictor gives at a time: one token a packet leaves room in the caches
+    micro_batch = 64  # flows that the predictor gives at a time: one token a packet leaves room in the caches
+    inference_precision = "fp32"
 
     def __init__(self, config: PacketMambaConfig, n_labels: int) -> None:
         super().__init__(config)
@@ -126,8 +137,21 @@ class PacketMambaClassifier(_Encoder):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
+    @property
+    def inference_precisions(self) -> tuple[str, ...]:
+        """What :attr:`inference_precision` may be."""
+        from models.nets.netmamba_inference import precisions
+        from models.nets.packet_inference import can_run
+
+        return precisions(self) if can_run(self) else ("fp32",)
+
     def features(self, numbers: Tensor, flags: Tensor, payload: Tensor) -> Tensor:
         """What is known after each flow's last packet: float32 (F, D)."""
+        fast = self.fast_form()
+        if fast is not None:
+            self.check_input(numbers, flags, payload)
+            return fast.features(numbers, flags, payload)
+        numbers, flags, payload = shortened(numbers, flags, payload)
         encoded = self.encode(numbers, flags, payload)
         return encoded[torch.arange(len(encoded), device=encoded.device), last_packet(flags)]
 
@@ -138,7 +162,7 @@ class PacketMambaClassifier(_Encoder):
         that every prefix learns to answer.
         """
         if not self.training:
-            logits: Tensor = self.head(self.features(*shortened(numbers, flags, payload)))
+            logits: Tensor = self.head(self.features(numbers, flags, payload))
             return logits.float()
         n_flows = len(flags)
         last = last_packet(flags)
@@ -149,6 +173,15 @@ class PacketMambaClassifier(_Encoder):
         features = encoded[torch.arange(n_flows, device=flags.device), at]
         logits = self.head(functional.dropout(features, self.config.head_dropout))
         return logits.float()
+
+    def fast_form(self) -> FastPacketMamba | None:
+        """The weights as they are now, ready to run fast; None in training, with gradients, on other devices."""
+        if self.training or not torch.is_inference_mode_enabled():
+            return None
+        from models.nets.netmamba_inference import fast_form
+        from models.nets.packet_inference import FastPacketMamba, can_run
+
+        return fast_form(self, FastPacketMamba) if can_run(self) else None
 
     def prefix_logits(self, numbers: Tensor, flags: Tensor, payload: Tensor) -> Tensor:
         """Logits after every packet: float32 (F, K, C); rows of packets that are none mean nothing."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.nets import int8_kernels, netmamba_inference
+from models.nets import frozen_block, int8_kernels
 from models.precision import cpu_multiplies_int8
 from tests.reference import int8 as twin
 from tests.reference import netmamba as netmamba_twin
@@ -73,7 +73,7 @@ def test_whole_products_come_back_as_the_twin_says() -> None:
 def test_the_product_of_the_network_is_the_twin_s() -> None:
     """Row by row, whatever stands in the other rows: sums of whole numbers are exact."""
     x, weight = rows_of(12, 32), rows_of(20, 32, seed=1)  # (n, k), as a projection holds it
-    matrix = netmamba_inference._matrix(torch.from_numpy(weight), torch.int8)
+    matrix = frozen_block._matrix(torch.from_numpy(weight), torch.int8)
 
     class Buffers:
         narrow_in = torch.empty(12 * 32, dtype=torch.int8)
@@ -82,7 +82,7 @@ def test_the_product_of_the_network_is_the_twin_s() -> None:
 
     def product(rows: np.ndarray) -> np.ndarray:
         out = torch.empty(len(rows), 20)
-        netmamba_inference._product(torch.from_numpy(rows), matrix, out, Buffers)  # type: ignore[arg-type]
+        frozen_block.product(torch.from_numpy(rows), matrix, out, Buffers)  # type: ignore[arg-type]
         return out.numpy()
 
     together = product(x)
