@@ -8,6 +8,7 @@ from typing import Any
 
 from capture.errors import TokenizeError
 from capture.representations.base import Representation, TokenBatch
+from capture.representations.netfound import NetFoundRepresentation
 from capture.representations.netmamba import NetMambaRepresentation
 from capture.representations.netmamba_plus import NetMambaPlusRepresentation
 from capture.representations.packets import PacketsRepresentation
@@ -15,6 +16,7 @@ from capture.representations.packets import PacketsRepresentation
 __all__ = ["REPRESENTATIONS", "Representation", "TokenBatch", "build", "representation_id"]
 
 REPRESENTATIONS: dict[str, Callable[..., Representation]] = {
+    "netfound": NetFoundRepresentation,
     "netmamba": NetMambaRepresentation,
     "netmamba_plus": NetMambaPlusRepresentation,
     "packets": PacketsRepresentation,
