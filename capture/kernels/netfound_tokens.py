@@ -31,7 +31,7 @@ STRICT, HIDE_TTL, HIDE_SEQ_ACK = 1, 2, 4
 
 
 @njit(cache=True, nogil=True)
-def _u16(row: Any, at: int) -> int:
+def _u16(row: Any, at: int) -> Any:
     """Two bytes in network order; 0 where they were not kept."""
     if at + 1 >= row.size:
         return 0
@@ -174,7 +174,7 @@ def _put(ids: Any, at: int, value: int) -> int:
 @njit(cache=True, nogil=True)
 def _packet_tokens(
     ids: Any, at: int, row: Any, packet: Any, relative: Any, protocol_row: int, options: int
-) -> int:
+) -> Any:
     """Write one packet's tokens from ``ids[at]`` on; returns its IP total length."""
     is_strict = options & STRICT != 0
     l4 = np.int64(packet["l4_offset"])

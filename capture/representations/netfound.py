@@ -93,7 +93,7 @@ class NetFoundRepresentation:
 
     def __init__(
         self,
-        n_packets: int = 128,
+        n_packets: int = MAX_BURSTS * BURST_PACKETS,
         n_bursts: int = MAX_BURSTS,
         burst_packets: int = BURST_PACKETS,
         field_policy: str | Iterable[str] = "leak_free",
