@@ -142,6 +142,30 @@ class AnswerStore:
         slots = self._slots(serial)
         self._rows["told"][slots] = self._shown(self._rows[slots])
 
+    def take_over(self, older: AnswerStore, serial: NDArray[np.uint64]) -> None:
+        """What another model's store holds of these flows is forgotten there; what it told is what was told.
+
+        A label that this model does not have counts as not told.
+
+        Args:
+            older: of the model that answered before.
+            serial: flows that have an answer here.
+        """
+        known = older.knows(serial)
+        if not known.any():
+            return
+        names = serial[known]
+        slots = [older._slot_of.pop(s) for s in names.tolist()]
+        older._free.extend(slots)
+        shown = (*older.model.labels, None)
+        index_of = {label: index for index, label in enumerate(self.model.labels)} | {
+            None: len(self.model.labels)
+        }
+        told = older._rows["told"][slots].tolist()
+        self._rows["told"][self._slots(names)] = [
+            _NOT_TOLD if index == _NOT_TOLD else index_of.get(shown[index], _NOT_TOLD) for index in told
+        ]
+
     def look_up(self, serial: NDArray[np.uint64]) -> Answers:
         """The answers of the given flows, row for row, which stay here."""
         return self._answers(self._rows[self._slots(serial)])

@@ -61,6 +61,7 @@ class Counters:
     fragments: dict[str, int] = field(default_factory=dict)
     handshakes: dict[str, int] = field(default_factory=dict)
     flows_started: int = 0
+    flows_open: int = 0
     flows_ended: dict[str, int] = field(default_factory=dict)
     flows_skipped: int = 0
     predictions: int = 0
@@ -87,9 +88,10 @@ class Counters:
             self.handshakes[name] = self.handshakes.get(name, 0) + n
 
     def add_table(self, counted: FlowCounters) -> None:
-        """Add what a flow table has done, once it has ended all of its flows."""
+        """Add what a flow table has done."""
         self.packets_in_flows += counted.packets
         self.flows_started += counted.flows_started
+        self.flows_open += counted.flows_open
         self.time_backwards += counted.packets_time_backwards
         self.flow_memory_peak_bytes = max(self.flow_memory_peak_bytes, counted.memory_bytes)
         for reason, n_flows in counted.flows_ended.items():
@@ -128,8 +130,10 @@ class Counters:
         return self.packets_seen - self.packets_in_flows - int(self.by_reason[1:].sum())
 
     def books_balance(self) -> bool:
-        """True if every packet seen is accounted for, and every flow that started has ended."""
-        return self.imbalance_packets() == 0 and self.flows_started == sum(self.flows_ended.values())
+        """True if every packet seen is accounted for, and every flow that started is open or has ended."""
+        return self.imbalance_packets() == 0 and self.flows_started == self.flows_open + sum(
+            self.flows_ended.values()
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The ``netcls`` object of a ``stats`` event."""
@@ -153,6 +157,7 @@ class Counters:
             },
             "flows": {
                 "started": self.flows_started,
+                "open": self.flows_open,
                 "ended": dict(sorted(self.flows_ended.items())),
                 "skipped": self.flows_skipped,
                 "memory_peak_bytes": self.flow_memory_peak_bytes,

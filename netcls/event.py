@@ -165,10 +165,21 @@ class StatsEvent(msgspec.Struct, frozen=True, kw_only=True):
     stats: dict[str, Any]
 
 
+class EngineEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened to netcls itself: start, stop, reload, the state of a sink, overload.
+
+    ``engine`` has ``action`` and ``message``, and what belongs to that action.
+    """
+
+    timestamp: str
+    event_type: str = "engine"
+    engine: dict[str, Any]
+
+
 _ENCODER: Final = msgspec.json.Encoder()
 
 
-def encode_line(event: Event | StatsEvent) -> bytes:
+def encode_line(event: Event | StatsEvent | EngineEvent) -> bytes:
     """One JSON object and a newline, UTF-8."""
     return _ENCODER.encode(event) + b"\n"
 
@@ -178,7 +189,7 @@ def encode_lines(batch: EventBatch) -> bytes:
     return bytes(_ENCODER.encode_lines(events_of(batch)))
 
 
-def as_dict(event: Event | StatsEvent) -> dict[str, Any]:
+def as_dict(event: Event | StatsEvent | EngineEvent) -> dict[str, Any]:
     """The event as the plain dict that its JSON line would be read back as."""
     plain: dict[str, Any] = msgspec.to_builtins(event)
     return plain
@@ -243,7 +254,7 @@ def events_of(batch: EventBatch) -> Iterator[Event]:
         records["vlan"].tolist(),
         _tunnels(records),
         community_ids(records),
-        _flow_parts(records),
+        _flow_parts(records, is_shutdown=batch.is_shutdown),
         _notes(batch) if answers is None else _in_the_task_s_form(_answered(answers, batch), answers),
         strict=True,
     )
@@ -300,7 +311,7 @@ def _tunnels(records: Any) -> Iterator[TunnelPart | UnsetType]:
         )
 
 
-def _flow_parts(records: Any) -> Iterator[FlowPart]:
+def _flow_parts(records: Any, *, is_shutdown: bool = False) -> Iterator[FlowPart]:
     columns = zip(
         records["first_ts_ns"].tolist(),
         records["last_ts_ns"].tolist(),
@@ -319,7 +330,11 @@ def _flow_parts(records: Any) -> Iterator[FlowPart]:
             pkts_toclient=packets[1],
             bytes_toserver=frame_bytes[0],
             bytes_toclient=frame_bytes[1],
-            reason=UNSET if is_open else _EVE_REASON[end_reason],
+            reason=UNSET
+            if is_open
+            else "shutdown"
+            if is_shutdown and end_reason == EndReason.FORCED
+            else _EVE_REASON[end_reason],
         )
 
 

@@ -102,6 +102,7 @@ class EventBatch:
         is_live: whether ``source`` is an interface.
         phase: ``ready`` for flows that are still open, ``end`` for ended ones.
         final: no further event of these flows follows.
+        is_shutdown: those that were forced to end did so because the daemon stops.
         handshakes: what the client of each flow said in the clear, row for row; None where nobody looked.
     """
 
@@ -111,6 +112,7 @@ class EventBatch:
     is_live: bool = False
     phase: str = "end"
     final: bool = True
+    is_shutdown: bool = False
     handshakes: list[Handshake | None] | None = None
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from capture.errors import NetclsError, UsageError
+from capture.errors import CheckpointError, NetclsError, UsageError
 from capture.flow_batch import EndReason, FlowBatch, KeepSpec
 from capture.flow_table import FlowTableConfig
 from netcls.counters import Counters
@@ -49,6 +49,7 @@ class LiveOptions(RunOptions):
         max_latency_ms: so long a ready flow waits for others to make a full batch.
         duration_s: end by itself after so long; None: never.
         queue_flows: ready flows that may wait for the model.
+        is_daemon: flows that end because netcls stops say so (``flow.reason`` is ``shutdown``).
     """
 
     emit: str = "both"
@@ -56,6 +57,7 @@ class LiveOptions(RunOptions):
     max_latency_ms: float = 20.0
     duration_s: float | None = None
     queue_flows: int = 16_384
+    is_daemon: bool = False
 
     def __post_init__(self) -> None:
         if self.emit not in EMIT:
@@ -70,6 +72,36 @@ class LiveOptions(RunOptions):
         )
 
 
+@dataclass(slots=True)
+class Pace:
+    """How the model's work is cut; may be changed while a run goes on.
+
+    Attributes:
+        batch_flows: ready flows that make a full batch.
+        patience_s: so long a ready flow waits for others.
+        end_only: nothing is told before a flow ends, and no early look is taken.
+    """
+
+    batch_flows: int
+    patience_s: float
+    end_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What asking the model about a batch has cost; for who measures.
+
+    Attributes:
+        latency_s: float64 (n,), from the packet (timeout, end) that made each flow ready to its answer.
+        queue_s: float64 (n,), until the model's turn came.
+        model_s: tokens and network, of the whole batch.
+    """
+
+    latency_s: NDArray[np.float64]
+    queue_s: NDArray[np.float64]
+    model_s: float
+
+
 class LiveRun:
     """One capture from opening to stop; iterate it once for its events. A context manager that closes its sources.
 
@@ -78,12 +110,18 @@ class LiveRun:
         options: how.
         classify: False: flow records only, without a model.
         checkpoint: already loaded; None: ``options.model`` is loaded.
+        answerer: in place of one that the run makes; warm, and not closed here.
         save: where to write every packet as pcap.
 
     Attributes:
         counters: the books; complete when the iteration has ended.
         warnings: one line each, for example of an interface that went away.
         on_news: called by the iteration some ten times a second, also while no event comes; for who shows warnings.
+        on_answered: called with the cost of each batch that the model was asked about.
+        at_predict: called with the flows that the model will be asked about.
+        pace: how the model's work is cut.
+        queue: of what waits for the model.
+        loop: the capture side.
 
     Raises:
         CheckpointError: if the model cannot be loaded.
@@ -97,37 +135,46 @@ class LiveRun:
         *,
         classify: bool = True,
         checkpoint: Checkpoint | None = None,
+        answerer: Answerer | None = None,
         save: Output | None = None,
     ) -> None:
         self._options = options
         self._names = [source.name for source in sources]
         self.counters = Counters()
-        self._answerer: Answerer | None = None
+        self._answerer = answerer
+        self._is_own = answerer is None
         keep = KeepSpec()
-        if classify:
+        if classify and answerer is None:
             self._answerer = Answerer.of(options, checkpoint)
             self._answerer.warm_up()
+        if self._answerer:
             keep = self._answerer.representation.keep
-        self._queue = StepQueue(options.queue_flows, 16 * options.queue_flows)
-        self._loop = CaptureLoop(
+        self.queue = StepQueue(options.queue_flows, 16 * options.queue_flows)
+        self.loop = CaptureLoop(
             sources,
             options.table_config,
             keep,
             self.counters,
-            self._queue,
+            self.queue,
             duration_s=options.duration_s,
             save=save,
             decode_options=options.decode_options(),
             sni=options.sni,
         )
-        self._loop.warm_up()
-        self._stores = (
-            [self._answerer.new_store(2 * table.most_flows) for table in self._loop.tables]
-            if self._answerer
-            else []
+        self.loop.warm_up()
+        # Of each source: the present model's first, then those of models that had answered flows that are still open.
+        self._stores = [
+            [self._answerer.new_store(2 * table.most_flows)] if self._answerer else []
+            for table in self.loop.tables
+        ]
+        self.pace = Pace(
+            _MICRO_BATCH * (self._answerer.threads if self._answerer else 1), options.max_latency_ms / 1000
         )
-        self.warnings = self._loop.warnings
+        self.warnings = self.loop.warnings
         self.on_news: Callable[[], None] | None = None
+        self.on_answered: Callable[[Answered], None] | None = None
+        self.at_predict: Callable[[FlowBatch], None] | None = None
+        self._next_answerer: Answerer | None = None
         self._is_started = False
 
     def __enter__(self) -> LiveRun:
@@ -138,34 +185,87 @@ class LiveRun:
 
     def close(self) -> None:
         """Give everything back, whatever is still open. May be called again."""
-        self._loop.close()
-        if self._answerer:
+        self.loop.close()
+        if self._answerer and self._is_own:
             self._answerer.close()
+
+    def watch(
+        self,
+        beat: Callable[[], None],
+        at_block: Callable[[int], None] | None = None,
+        at_decode: Callable[[int], None] | None = None,
+    ) -> None:
+        """Before the start: who hears signs of life of the capture side, and faults on purpose."""
+        self.loop.beat, self.loop.at_block, self.loop.at_decode = beat, at_block, at_decode
+
+    def spool_status(self) -> dict[str, int]:
+        """Nothing: there are no files."""
+        return {}
+
+    @property
+    def books(self) -> Counters:
+        """The counters while the run goes on: at most half a second old, and in balance."""
+        return self.loop.books
+
+    @property
+    def answerer(self) -> Answerer | None:
+        """Who answers now."""
+        return self._answerer
+
+    def swap(self, answerer: Answerer) -> None:
+        """Let another model answer, from the next batch on; no flow is lost, and none is told twice. From any thread.
+
+        The one before is not closed.
+
+        Raises:
+            CheckpointError: if it reads another representation: the first packets of open flows were kept for this one.
+        """
+        present = self._answerer
+        if present is None:
+            raise ValueError("this run has no model")
+        if not answerer.reads_like(present):
+            raise CheckpointError(
+                f"checkpoint '{answerer.name.name}' reads {answerer.name.representation} with its settings, the "
+                f"running one reads {present.name.representation} with others; restart netcls to change it"
+            )
+        self._next_answerer = answerer
+
+    def _take_over(self) -> None:
+        """Between two batches."""
+        answerer, self._next_answerer = self._next_answerer, None
+        if answerer is None or answerer is self._answerer:
+            return
+        self._answerer = answerer
+        for number, table in enumerate(self.loop.tables):
+            kept = [store for store in self._stores[number] if len(store)]
+            own = [store for store in kept if store.model == answerer.name]
+            others = [store for store in kept if store.model != answerer.name]
+            self._stores[number] = [*(own or [answerer.new_store(2 * table.most_flows)]), *others]
 
     def start(self) -> None:
         """Begin to capture: what is on the wire from here on is seen. May be called again."""
         if not self._is_started:
             self._is_started = True
-            self._loop.start()
+            self.loop.start()
 
     def stop(self) -> None:
         """Stop capturing and end all flows; the iteration ends behind their events. Safe in a signal handler."""
-        self._loop.stop()
+        self.loop.stop()
 
     def __iter__(self) -> Iterator[EventBatch]:
-        threads = self._answerer.threads if self._answerer else 1
-        patience_s = self._options.max_latency_ms / 1000
         self.start()
         while True:
-            steps = self._queue.take(_MICRO_BATCH * threads, patience_s, _MOST_FLOWS_AT_ONCE)
+            self.queue.takes_early = not self.pace.end_only
+            steps = self.queue.take(self.pace.batch_flows, self.pace.patience_s, _MOST_FLOWS_AT_ONCE)
+            self._take_over()
             if self.on_news is not None:
                 self.on_news()
             if steps is None:
                 break
             for number in sorted({step.source for step in steps}):
                 yield from self._deliver(number, [step for step in steps if step.source == number])
-        if self._loop.failure is not None:
-            raise self._loop.failure
+        if self.loop.failure is not None:
+            raise self.loop.failure
 
     def _deliver(self, number: int, steps: list[LiveStep]) -> Iterator[EventBatch]:
         ended = joined([step.step.ended for step in steps])
@@ -176,12 +276,21 @@ class LiveRun:
 
     def _answer(self, number: int, steps: list[LiveStep], ended: NDArray[np.uint64]) -> Iterator[EventBatch]:
         assert self._answerer is not None
-        store = self._stores[number]
+        store, *others = self._stores[number]
         for flows, ready_by, ready_ns in self._ready(steps):
+            if self.at_predict is not None:
+                self.at_predict(flows)
+            begin_ns = time.time_ns()
             self._answerer.answer(flows, store)
-            latency_us = np.maximum(time.time_ns() - ready_ns, 0) // 1000
+            end_ns = time.time_ns()
+            for other in others:
+                store.take_over(other, flows.records["serial"])
+            latency_us = np.maximum(end_ns - ready_ns, 0) // 1000
             store.note(flows.records["serial"], ready_by, latency_us)
-            if self._options.emit == "last":
+            if self.on_answered is not None:
+                queue_s = np.maximum(begin_ns - ready_ns, 0) / 1e9
+                self.on_answered(Answered(latency_us / 1e6, queue_s, (end_ns - begin_ns) / 1e9))
+            if self._options.emit == "last" or self.pace.end_only:
                 continue
             told = self._is_told(flows.records) & ~np.isin(flows.records["serial"], ended)
             told &= store.is_news(flows.records["serial"], first_only=self._options.emit == "first")
@@ -232,19 +341,33 @@ class LiveRun:
                     enough
                 )
             return
-        store = self._stores[number]
-        known = store.knows(records["serial"])
+        stores = [store for store in self._stores[number] if len(store)]
+        knows = [store.knows(records["serial"]) for store in stores]
+        known = np.logical_or.reduce([np.zeros(len(records), np.bool_), *knows])
         self.counters.flows_unanswered += int((~known).sum())
+        n_told_before = 0
         if self._options.emit == "first":
-            enough &= ~(known & store.was_told(records["serial"]))
-            n_told_before = int((known & store.was_told(records["serial"])).sum())
-        else:
-            n_told_before = 0
+            for store in stores:
+                told = store.was_told(records["serial"])
+                enough &= ~told
+                n_told_before += int(told.sum())
         self.counters.flows_skipped += int((~enough).sum()) - n_told_before
-        batch = EventBatch(self._names[number], records, None, is_live=True, handshakes=hellos)
-        yield from self._last_events(batch, known, enough, store)
+        batch = EventBatch(
+            self._names[number],
+            records,
+            None,
+            is_live=True,
+            handshakes=hellos,
+            is_shutdown=self._options.is_daemon,
+        )
+        for store, mine in zip(stores, knows, strict=True):
+            yield from self._answered(batch, mine, enough, store)
+        rows = ~known & enough
+        if rows.any():
+            # The model did not get round to these: a record is better than nothing, and than a guess.
+            yield batch.take(rows)
 
-    def _last_events(
+    def _answered(
         self,
         batch: EventBatch,
         known: NDArray[np.bool_],
@@ -257,10 +380,6 @@ class LiveRun:
         rows = known & enough
         if rows.any():
             yield replace(batch.take(rows), answers=answers.take(enough[known]))
-        rows = ~known & enough
-        if rows.any():
-            # The model did not get round to these: a record is better than nothing, and than a guess.
-            yield batch.take(rows)
 
     def _is_told(self, records: Any) -> NDArray[np.bool_]:
         told: NDArray[np.bool_] = records["packets"].sum(axis=1) >= self._options.min_packets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _WAIT_S: Final = 0.05
 _ADVANCE_S: Final = 0.05
+_BOOKS_S: Final = 0.5
 # A packet of this age may still lie in a block of the ring that is not full; a silent wire's clock stays behind it.
 _RING_DELAY_NS: Final = 200_000_000
 _DRAIN_S: Final = 0.2
@@ -48,6 +50,9 @@ class CaptureLoop:
     Attributes:
         warnings: what happened to interfaces, one line each.
         failure: what ended the loop before its time.
+        books: the counters as they were at the end of a step, at most half a second old.
+        beat: called several times a second, also on a silent wire; a sign of life.
+        at_block, at_decode: called with the packets of a block before it is taken and decoded, for faults on purpose.
     """
 
     def __init__(
@@ -69,6 +74,11 @@ class CaptureLoop:
         self.tables = [FlowTable(config(len(self.sources)), keep) for _ in self.sources]
         self.warnings: list[str] = []
         self.failure: BaseException | None = None
+        self.books = Counters()
+        self.beat: Callable[[], None] | None = None
+        self.at_block: Callable[[int], None] | None = None
+        self.at_decode: Callable[[int], None] | None = None
+        self._next_books_s = 0.0
         self._counters, self._queue, self._save = counters, queue, save
         self._duration_s = duration_s
         self._stopping = threading.Event()
@@ -137,6 +147,7 @@ class CaptureLoop:
             for source in self.sources:
                 if news := source.check():
                     self.warnings.append(news)
+            self._show_books()
 
     def _drain(self) -> None:
         """What had arrived by now, also what lies in a block that is not full yet."""
@@ -167,6 +178,10 @@ class CaptureLoop:
 
     def _take(self, number: int, block: PacketBlock) -> None:
         counters = self._counters
+        if self.at_block is not None:
+            self.at_block(len(block))
+        if self.at_decode is not None:
+            self.at_decode(len(block))
         if self._save is not None:
             self._save.write(pcap_records(block))
         decoded = self._decoders[number].decode(block)
@@ -200,17 +215,35 @@ class CaptureLoop:
             )
         self._wall_offset_ns = offset_ns
 
+    def _show_books(self) -> None:
+        """Make a copy of the books for whoever reads along; between two steps, so that it balances."""
+        if self.beat is not None:
+            self.beat()
+        now_s = time.monotonic()
+        if now_s < self._next_books_s:
+            return
+        self._next_books_s = now_s + _BOOKS_S
+        books = copy.deepcopy(self._counters)
+        self._fill(books)
+        self.books = books
+
     def _close_books(self) -> None:
-        for source, table, decoder in zip(self.sources, self.tables, self._decoders, strict=True):
+        for source in self.sources:
             source.count()
-            self._counters.count_decoder(decoder)
-            self._counters.add_table(table.counters)
-            self._counters.interfaces[source.name] = source.counters
+        self._fill(self._counters)
+        self.books = self._counters
+
+    def _fill(self, counters: Counters) -> None:
+        """Add what sources, decoders, tables and queue have counted by themselves."""
+        for source, table, decoder in zip(self.sources, self.tables, self._decoders, strict=True):
+            counters.count_decoder(decoder)
+            counters.add_table(table.counters)
+            counters.interfaces[source.name] = copy.copy(source.counters)
         for tracker in filter(None, self.handshakes):
-            self._counters.count_handshakes(tracker)
+            counters.count_handshakes(tracker)
             if tracker.counters.no_cryptography and NO_QUIC_NAMES not in self.warnings:
                 self.warnings.append(NO_QUIC_NAMES)
-        counters, queue = self._counters, self._queue
+        queue = self._queue
         counters.queue_dropped = {
             "early": queue.dropped_early,
             "ready": queue.dropped_ready,

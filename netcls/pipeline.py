@@ -104,6 +104,9 @@ class Answerer:
     Attributes:
         watch: called with all flows that are answered and what is kept of each, before the model is; for who keeps
             them, see :class:`netcls.store.kept.KeptFlows`.
+        checkpoint: who answers.
+        name: the same, as events say it.
+        representation: of what it reads.
     """
 
     def __init__(self, checkpoint: Checkpoint, options: RunOptions) -> None:
@@ -124,7 +127,8 @@ class Answerer:
             task,
         )
         self._n_values = 0 if task.kind == "class" else len(checkpoint.labels)
-        self._name, self._top = name, options.top
+        self.checkpoint = checkpoint
+        self.name, self._top = name, options.top
         self._threshold = checkpoint.calibration.unknown_threshold
         self.store = AnswerStore(name, options.top, self._threshold, n_values=self._n_values)
 
@@ -149,7 +153,15 @@ class Answerer:
     def new_store(self, limit: int) -> AnswerStore:
         """For the flows of an interface; see :class:`netcls.answers.AnswerStore`."""
         return AnswerStore(
-            self._name, self._top, self._threshold, limit=limit, is_live=True, n_values=self._n_values
+            self.name, self._top, self._threshold, limit=limit, is_live=True, n_values=self._n_values
+        )
+
+    def reads_like(self, other: Answerer) -> bool:
+        """Whether another model is asked about the same tokens, so that one can stand in for the other."""
+        mine, theirs = self.checkpoint, other.checkpoint
+        return (
+            self.name.representation == other.name.representation
+            and mine.representation_settings == theirs.representation_settings
         )
 
     def warm_up(self) -> None:
@@ -186,6 +198,7 @@ class Run:
         options: how.
         classify: False: flow records only; no model is loaded and torch is not imported.
         checkpoint: already loaded; None: ``options.model`` is loaded.
+        answerer: in place of one that the run makes; it is not closed here.
         on_error: called with the error of a capture that cannot be read, after which the run goes on with the
             next one; None: the error is raised.
 
@@ -205,6 +218,7 @@ class Run:
         *,
         classify: bool,
         checkpoint: Checkpoint | None = None,
+        answerer: Answerer | None = None,
         on_error: Callable[[CaptureError], None] | None = None,
     ) -> None:
         self._paths = list(paths)
@@ -213,13 +227,14 @@ class Run:
         self.counters = Counters()
         self.warnings: list[str] = []
         self._said_no_quic = False
-        self._answerer = Answerer.of(self._options, checkpoint) if classify else None
+        self._is_own = answerer is None
+        self._answerer = (answerer or Answerer.of(self._options, checkpoint)) if classify else None
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._answerer:
+        if self._answerer and self._is_own:
             self._answerer.close()
 
     def __iter__(self) -> Iterator[EventBatch]:

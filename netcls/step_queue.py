@@ -42,6 +42,7 @@ class StepQueue:
 
     Attributes:
         dropped_early, dropped_ready, dropped_ended: flows that were left out.
+        takes_early: False: early looks are left out however much room there is.
     """
 
     def __init__(self, n_ready: int, n_ended: int) -> None:
@@ -51,11 +52,27 @@ class StepQueue:
         self._is_closed = False
         self._changed = threading.Condition()
         self.dropped_early = self.dropped_ready = self.dropped_ended = 0
+        self.takes_early = True
 
     @property
     def depth(self) -> int:
         """Flows that wait for the model."""
         return self._n_ready
+
+    @property
+    def limit(self) -> int:
+        """Most flows that may wait for the model."""
+        return self._most_ready
+
+    @property
+    def ended_depth(self) -> int:
+        """Records that wait."""
+        return self._n_ended
+
+    @property
+    def ended_limit(self) -> int:
+        """Most records that may wait."""
+        return self._most_ended
 
     def put(self, step: LiveStep, *, may_wait: bool = False) -> None:
         """Take a step, or what there is room for of it; wait for room only if ``may_wait``."""
@@ -121,7 +138,8 @@ class StepQueue:
     def _fitted(self, live: LiveStep) -> LiveStep:
         ready, ended = live.step.ready, live.step.ended
         early = live.step.is_early()
-        if early.any() and 2 * (self._n_ready + len(ready)) > self._most_ready:
+        too_full = 2 * (self._n_ready + len(ready)) > self._most_ready
+        if early.any() and (too_full or not self.takes_early):
             self.dropped_early += int(early.sum())
             ready = ready.take(~early)
         if self._n_ready + len(ready) > self._most_ready:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from capture.errors import NetclsError
-from netcls.event import Event, StatsEvent
+from netcls.event import EngineEvent, Event, StatsEvent
 
 
 class SinkError(NetclsError):
@@ -26,12 +26,12 @@ class Told:
 
     Attributes:
         number: counts up from 1 in this process, without gaps; the id of server-sent events.
-        event: of a flow, or of the appliance itself.
+        event: of a flow, or of the appliance itself (``stats``, ``engine``).
         line: the event as one JSON line, UTF-8, with its newline.
     """
 
     number: int
-    event: Event | StatsEvent
+    event: Event | StatsEvent | EngineEvent
     line: bytes
 
 
