@@ -9,7 +9,7 @@ from typing import Final
 
 from msgspec import UNSET
 
-from netcls.event import Event, StatsEvent
+from netcls.event import EngineEvent, Event, StatsEvent
 
 _NS_PER_US: Final = 1000
 _US_PER_S: Final = 1_000_000
@@ -18,7 +18,7 @@ _SECOND: Final = slice(0, 19)
 _MICROSECONDS: Final = slice(20, 26)
 
 
-def is_last_of_flow(event: Event | StatsEvent) -> bool:
+def is_last_of_flow(event: Event | StatsEvent | EngineEvent) -> bool:
     """True for the one event of each flow behind which none follows.
 
     What counts packets and bytes (IPFIX), or has no column that tells early answers from last ones (Zeek),
