@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pwd
 import sys
 from typing import Final
 
@@ -18,10 +19,13 @@ _PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 
-def drop_privileges() -> None:
-    """Become the user that called sudo, if any, and drop all capabilities of this thread and those it will start.
+def drop_privileges(user: str | None = None) -> None:
+    """Become another user, and drop all capabilities of this thread and those it will start.
 
     Children cannot get them back either, root's included (``no_new_privs``). Nothing on other systems than Linux.
+
+    Args:
+        user: to become; None: the one that called sudo, if any.
 
     Raises:
         LiveError: if the kernel does not let go of them.
@@ -29,7 +33,10 @@ def drop_privileges() -> None:
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    _become_caller()
+    if user is None:
+        _become_caller()
+    else:
+        _become(user)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
@@ -38,6 +45,18 @@ def drop_privileges() -> None:
         raise LiveError(
             f"cannot drop privileges: {os.strerror(ctypes.get_errno())}; start netcls as a plain user"
         )
+
+
+def _become(name: str) -> None:
+    try:
+        entry = pwd.getpwnam(name)
+        os.setgroups(os.getgrouplist(name, entry.pw_gid))
+        os.setgid(entry.pw_gid)
+        os.setuid(entry.pw_uid)
+    except KeyError:
+        raise LiveError(f"no user '{name}' on this machine; `useradd --system {name}`") from None
+    except OSError as error:
+        raise LiveError(f"cannot become user '{name}': {error.strerror}; start netcls as root") from None
 
 
 def _become_caller() -> None:

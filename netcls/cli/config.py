@@ -54,6 +54,10 @@ def check(ctx: click.Context, file: str) -> None:
     values = read_config(file, option_tree(root, root.command))
     for names, command in _leaves(root, root.command):
         _convert_all(root, names, command, values, file)
+    if values.get("serve"):
+        from netcls.cli.serve import check_values
+
+        check_values(root, values["serve"], file)
     with Output() as output:
         output.write(f"{file}: can be used\n".encode())
 

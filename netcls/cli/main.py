@@ -17,7 +17,7 @@ from click.core import ParameterSource
 
 from capture.errors import NetclsError
 from netcls.cli.console import report
-from netcls.cli.options import CONFIG_PATH, CommandGroup, apply_config
+from netcls.cli.options import ARGUMENTS, CONFIG_PATH, CommandGroup, apply_config
 from netcls.output import OutputClosed
 
 EXIT_DONE = 0
@@ -31,6 +31,9 @@ _COMMANDS = {
     "classify": "netcls.cli.classify:classify",
     "flows": "netcls.cli.classify:flows",
     "sniff": "netcls.cli.sniff:sniff",
+    "serve": "netcls.cli.serve:serve",
+    "ctl": "netcls.cli.ctl:ctl",
+    "doctor": "netcls.cli.doctor:doctor",
     "tokens": "netcls.cli.tokens:tokens",
     "explain": "netcls.cli.explain:explain",
     "models": "netcls.cli.models:models",
@@ -100,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report("error", str(error))
         return EXIT_MISTAKE
     except click.ClickException as error:
-        report("error", _usage_text(error))
+        report("error", usage_text(error))
         return EXIT_MISTAKE
     except OSError as error:
         if error.errno not in _DISK_TROUBLE:
@@ -117,13 +120,15 @@ def _run(arguments: list[str]) -> int:
     # Not cli.main(): that turns a closed pipe into exit code 1 and prints an interrupt's empty line.
     try:
         with cli.make_context("netcls", arguments) as ctx:
+            ctx.meta[ARGUMENTS] = arguments
             result = cli.invoke(ctx)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     return result if isinstance(result, int) else EXIT_DONE
 
 
-def _usage_text(error: click.ClickException) -> str:
+def usage_text(error: click.ClickException) -> str:
+    """One line that says what was wrong, and where it came from."""
     text = error.format_message()
     if isinstance(error, click.BadParameter):
         text += _origin_of(error)

@@ -15,7 +15,8 @@ import click
 from capture.errors import UsageError
 from netcls.config import OptionTree, did_you_mean, read_config
 
-CONFIG_PATH: Final = "netcls.config"  # key of click's ctx.meta
+CONFIG_PATH: Final = "netcls.config"  # keys of click's ctx.meta
+ARGUMENTS: Final = "netcls.arguments"
 SPLITS: Final = ("capture", "group", "host", "time", "flow")
 
 # Options that say how to run, not what to do; a configuration file cannot set them.

@@ -71,6 +71,7 @@ class Appliance:
         policy: of overload.
         run: what brings events.
         url: of page and API; empty: there is none.
+        servers: threads that must live, such as the web server's.
         config_reload_success: 1 unless the last reload failed.
 
     Raises:
@@ -92,6 +93,7 @@ class Appliance:
         self.faults = faults or Faults()
         self.publisher = Publisher(self.tallies, self.faults.at("output"))
         self.url = ""
+        self.servers: list[Any] = []
         self.config_reload_success = 1
         self.last_reload_error = ""
         self.started_s = time.monotonic()
@@ -219,12 +221,15 @@ class Appliance:
         self._answer_thread.start()
         threading.Thread(target=self._guard, name="netcls-guard", daemon=True).start()
         self.state = "running"
+        self.started_s = time.monotonic()
         self._next_stats_s = time.monotonic() + self.config.stats_interval_s
         self._watchdog_s = watchdog_s()
         self._next_ping_s = 0.0
         self._next_status_s = 0.0
         self._is_new = True
         _LOG.info("%s", message)
+        if self.url:
+            _LOG.info("page and API at %s", self.url)
 
     def main_loop(self) -> None:
         """Until someone asks for the end, or there is nothing left to do."""
@@ -242,6 +247,8 @@ class Appliance:
             self._do(self._requested.pop(0))
         self._warn()
         self._look_at_load()
+        if not all(server.is_alive for server in self.servers):
+            self._main_stage.failure = RuntimeError("the page's or the control socket's thread has ended")
         now_s = time.monotonic()
         if now_s >= self._next_stats_s:
             self._next_stats_s = now_s + self.config.stats_interval_s
@@ -467,7 +474,8 @@ class Appliance:
         self.publisher.stats(stats_of(self), names[0] if len(names) == 1 else UNSET)
 
     def _tell_service_manager(self, now_s: float) -> None:
-        if now_s >= self._next_status_s:
+        # READY is said once packets have been looked for.
+        if now_s >= self._next_status_s and self._capture_stage.last_s > self.started_s:
             self._next_status_s = now_s + 2.0
             books = self.counters
             captured = books.capture()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from netcls.daemon.tallies import Tallies
 from netcls.event import EngineEvent, Event, StatsEvent, encode_line, events_of, timestamp_text
@@ -14,6 +14,8 @@ from netcls.sinks.base import Told
 if TYPE_CHECKING:
     from netcls.event_batch import EventBatch
     from netcls.sinks.runner import SinkRunner
+
+_RECENT: Final = 100
 
 
 class Publisher:
@@ -29,6 +31,7 @@ class Publisher:
     Attributes:
         runners: of all sinks; replaced as a whole when sinks come or go.
         n_told: the number of the newest event.
+        recent: the newest events of flows.
     """
 
     def __init__(self, tallies: Tallies, at_output: Callable[[int], None] | None = None) -> None:
@@ -36,6 +39,7 @@ class Publisher:
         self.n_told = 0
         self._tallies = tallies
         self._at_output = at_output
+        self.recent: deque[Told] = deque(maxlen=_RECENT)
         self._waiting: deque[EngineEvent | StatsEvent] = deque(maxlen=1000)
 
     def flows(self, batch: EventBatch) -> None:
@@ -44,7 +48,7 @@ class Publisher:
         begin_s = time.monotonic()
         if self._at_output is not None:
             self._at_output(len(batch))
-        self._hand_out(list(events_of(batch)))
+        self.recent.extend(self._hand_out(list(events_of(batch))))
         self._tallies.told(batch, time.monotonic() - begin_s)
 
     def engine(self, action: str, message: str, **more: Any) -> None:
@@ -65,7 +69,7 @@ class Publisher:
             self._tallies.events[event.event_type] += 1
             self._hand_out([event])
 
-    def _hand_out(self, events: Sequence[Event | StatsEvent | EngineEvent]) -> None:
+    def _hand_out(self, events: Sequence[Event | StatsEvent | EngineEvent]) -> list[Told]:
         batch = [
             Told(number, event, encode_line(event))
             for number, event in enumerate(events, start=self.n_told + 1)
@@ -73,3 +77,4 @@ class Publisher:
         self.n_told += len(batch)
         for runner in self.runners:
             runner.put(batch)
+        return batch
