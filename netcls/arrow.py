@@ -70,7 +70,8 @@ def event_schema() -> Any:
     }
     whole = {
         "src_port", "dest_port", "icmp_type", "icmp_code", "ip_v", "flow_age", "flow_pkts_toserver",
-        "flow_pkts_toclient", "flow_bytes_toserver", "flow_bytes_toclient", "netcls_v", "netcls_packets_used",
+        "flow_pkts_toclient", "flow_bytes_toserver", "flow_bytes_toclient", "flow_ip_bytes_toserver",
+        "flow_ip_bytes_toclient", "netcls_v", "netcls_packets_used",
         "netcls_latency_us", "tunnel_id", "tunnel_id_toclient", "tunnel_depth",
     }  # fmt: skip
     return pa.schema(

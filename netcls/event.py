@@ -77,7 +77,7 @@ class NumberPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class FlowPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """EVE's ``flow`` object. ``age`` in s; bytes are whole frames on the wire."""
+    """EVE's ``flow`` object. ``age`` in s; bytes are whole frames on the wire, ``ip_bytes`` IP total lengths."""
 
     start: str
     end: str | UnsetType = UNSET
@@ -86,6 +86,8 @@ class FlowPart(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     pkts_toclient: int
     bytes_toserver: int
     bytes_toclient: int
+    ip_bytes_toserver: int | UnsetType = UNSET
+    ip_bytes_toclient: int | UnsetType = UNSET
     reason: str | UnsetType = UNSET
 
 
@@ -317,10 +319,11 @@ def _flow_parts(records: Any, *, is_shutdown: bool = False) -> Iterator[FlowPart
         records["last_ts_ns"].tolist(),
         records["packets"].tolist(),
         records["frame_bytes"].tolist(),
+        records["ip_bytes"].tolist(),
         records["end_reason"].tolist(),
         strict=True,
     )
-    for first_ts_ns, last_ts_ns, packets, frame_bytes, end_reason in columns:
+    for first_ts_ns, last_ts_ns, packets, frame_bytes, ip_bytes, end_reason in columns:
         is_open = end_reason == EndReason.OPEN
         yield FlowPart(
             start=timestamp_text(first_ts_ns),
@@ -330,6 +333,8 @@ def _flow_parts(records: Any, *, is_shutdown: bool = False) -> Iterator[FlowPart
             pkts_toclient=packets[1],
             bytes_toserver=frame_bytes[0],
             bytes_toclient=frame_bytes[1],
+            ip_bytes_toserver=ip_bytes[0],
+            ip_bytes_toclient=ip_bytes[1],
             reason=UNSET
             if is_open
             else "shutdown"

@@ -26,6 +26,8 @@ from netcls.sinks.base import Sink
 RUNNER_SETTINGS: Final[tuple[str, ...]] = ("queue_events", "when_full")
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
+# As in `sasl.password` and `ssl.key.pem`.
+_SECRET: Final = re.compile(r"([?&][^=&]*(?:password|secret|token|\.pem)[^=&]*=)[^&]*", re.IGNORECASE)
 _MAX_PORT: Final = 65535
 _MAX_URI_CHARACTERS: Final = 4096
 
@@ -245,5 +247,10 @@ def _host(text: str, authority: str, kind: _Kind) -> tuple[str, int]:
     return match[1] or match[2], port
 
 
+def without_secrets(text: str) -> str:
+    """The URI as logs and errors may show it."""
+    return _SECRET.sub(r"\1...", text)
+
+
 def _wrong(text: str, what: str) -> UsageError:
-    return UsageError(f"--output {text!r}: {what}")
+    return UsageError(f"--output {without_secrets(text)!r}: {what}")

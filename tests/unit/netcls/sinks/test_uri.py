@@ -85,6 +85,12 @@ def test_a_mistake_is_one_line(text: str, words: str) -> None:
     assert str(caught.value).startswith("--output ")
 
 
+def test_a_password_is_in_no_error() -> None:
+    with pytest.raises(UsageError, match=r"\?sasl.password=\.\.\.&kye=1'") as caught:
+        parse_uri("kafka://h/t?sasl.password=hunter2&kye=1")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_each_sink_has_a_name_of_its_own(tmp_path: Path) -> None:
     sinks = sinks_of([f"csv:{tmp_path}/a", f"csv:{tmp_path}/b", f"zeek:{tmp_path}", f"parquet:{tmp_path}"])
     assert [sink.name for sink in sinks] == ["csv", "csv-2", "zeek", "parquet"]
