@@ -24,6 +24,7 @@ def record(**fields: Any) -> NDArray[Any]:
         "last_ts_ns": START_NS + 3_999_999_999,
         "packets": (9, 11),
         "frame_bytes": (1200, 8211),
+        "ip_bytes": (1074, 8057),
         "client": address("10.0.0.2"),
         "server": address("10.0.0.9"),
         "client_port": 40212,

@@ -43,6 +43,8 @@ def test_a_classified_flow_is_this_line() -> None:
             "pkts_toclient": 11,
             "bytes_toserver": 1200,
             "bytes_toclient": 8211,
+            "ip_bytes_toserver": 1074,
+            "ip_bytes_toclient": 8057,
             "reason": "timeout",
         },
         "netcls": {
