@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from capture.errors import CaptureError, NetclsError, UsageError
 from netcls.cli.console import Progress, note, report
+from netcls.cli.destination import check_destination, destination
 from netcls.cli.options import (
     NetclsCommand,
     decode_options,
     device_option,
+    event_output_option,
     flow_table_options,
     format_option,
     handshake_option,
     model_option,
-    output_option,
     paths_argument,
     precision_option,
     talk_options,
     threads_option,
 )
 from netcls.inputs import find_captures
-from netcls.output import Output
 
 if TYPE_CHECKING:
     from netcls.event_batch import EventBatch
     from netcls.formats import EventWriter
     from netcls.live import LiveRun
     from netcls.live_workers import WorkerPool
+    from netcls.output import Output
     from netcls.pipeline import Run, RunOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -75,7 +77,7 @@ def flow_options(function: F) -> F:
 @flow_options
 @decode_options
 @format_option("table", "jsonl", "csv", "parquet")
-@output_option
+@event_output_option
 @threads_option
 @device_option
 @precision_option
@@ -94,7 +96,7 @@ def classify(**options: Any) -> int:
 @flow_options
 @decode_options
 @format_option("table", "jsonl", "csv", "parquet", "none")
-@output_option
+@event_output_option
 @talk_options
 def flows(**options: Any) -> int:
     """Flow records only, without a model.
@@ -114,18 +116,19 @@ def refuse_stats(options: dict[str, Any]) -> None:
 def _deliver(options: dict[str, Any], *, classify: bool) -> int:
     from netcls.pipeline import Run
 
+    check_destination(options)
     refuse_stats(options)
     desk = Desk(options)
     captures = desk.find(options["paths"])
-    with Output(options["output"]) as output:
-        writer = _writer(options, output, classify=classify)
+    make = partial(_writer, classify=classify)
+    with destination(options, make, is_live=False) as (writer, discard):
         with Run(captures, _run_options(options), classify=classify, on_error=desk.failed) as run:
             interrupted = _write_all(run, writer, desk)
             if options["stats"]:
                 writer.write_stats(desk.stats_event(run))
         writer.finish()
         if desk.n_failed and desk.n_failed == desk.n_inputs:
-            output.discard()
+            discard()
     desk.close(run)
     if interrupted:
         return EXIT_INTERRUPTED

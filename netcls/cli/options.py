@@ -207,14 +207,19 @@ def format_option(*names: str, shown_default: str = "table on a terminal, else j
 
 
 def output_option(function: F) -> F:
-    """``--output``."""
+    """``--output``: a file."""
+    return _output_option(function, "FILE", "Appears under its name when it is complete.")
+
+
+def event_output_option(function: F) -> F:
+    """``--output``: a file, or a sink for events."""
+    sinks = "csv: parquet: zeek: unix: tcp:// udp:// ipfix+udp:// kafka://"
+    return _output_option(function, "FILE|URI", f"A file appears when it is complete. Or a sink: {sinks}")
+
+
+def _output_option(function: F, metavar: str, text: str) -> F:
     return click.option(
-        "--output",
-        "-o",
-        default="-",
-        metavar="FILE|URI",
-        show_default="standard output",
-        help="Appears under its name when it is complete.",
+        "--output", "-o", default="-", metavar=metavar, show_default="standard output", help=text
     )(function)
 
 

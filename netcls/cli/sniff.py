@@ -18,15 +18,16 @@ import click
 from capture.errors import UsageError
 from netcls.cli.classify import Desk, refuse_stats, run_fields
 from netcls.cli.console import note
+from netcls.cli.destination import check_destination, destination
 from netcls.cli.options import (
     NetclsCommand,
     decode_options,
     device_option,
+    event_output_option,
     flow_table_options,
     format_option,
     handshake_option,
     model_option,
-    output_option,
     precision_option,
     talk_options,
     threads_option,
@@ -110,7 +111,7 @@ _SWITCH_INTERVAL_S: Final = 0.0005
 @handshake_option
 @flow_table_options
 @format_option("table", "jsonl", "csv", "parquet")
-@output_option
+@event_output_option
 @threads_option
 @device_option
 @precision_option
@@ -121,6 +122,7 @@ def sniff(**options: Any) -> int:
     Needs CAP_NET_RAW (or sudo), and drops every privilege once the interfaces are open. Ctrl-C ends all flows and
     delivers their answers and the books; a second one ends at once.
     """
+    check_destination(options)
     refuse_stats(options)
     listening = Listening(
         names=options["interfaces"],
@@ -147,9 +149,8 @@ def _deliver(options: dict[str, Any], opened: Opened) -> int:
     desk = Desk(options, is_live=True)
     names = options["interfaces"]
     with ExitStack() as stack:
-        output = stack.enter_context(Output(options["output"]))
+        writer, _ = stack.enter_context(destination(options, _writer, is_live=True))
         save = stack.enter_context(Output(options["write"])) if options["write"] else None
-        writer = _writer(options, output)
         run = _run(options, opened, save)
         stack.callback(run.close)
         run.warnings[:0] = opened.warnings

@@ -16,14 +16,17 @@ import importlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, unquote
 
 from capture.errors import UsageError
 from netcls.config import did_you_mean
-from netcls.sinks.base import Sink
+
+if TYPE_CHECKING:
+    from netcls.sinks.base import Sink
 
 RUNNER_SETTINGS: Final[tuple[str, ...]] = ("queue_events", "when_full")
+WHEN_FULL: Final = ("block", "drop_oldest", "drop_newest")
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(.*)", re.DOTALL)
 # As in `sasl.password` and `ssl.key.pem`.
@@ -126,10 +129,29 @@ class SinkUri:
         Raises:
             UsageError: if it is none, or is not from ``least`` to ``most``.
         """
-        text = self.settings.get(name, str(default))
+        return self._whole_number(self.settings, name, default, least, most)
+
+    def _whole_number(self, settings: dict[str, str], name: str, default: int, least: int, most: int) -> int:
+        text = settings.get(name, str(default))
         if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
             raise self.wrong(f"{name}={text!r}, expected a whole number from {least} to {most}")
         return int(text)
+
+    def queue_events(self, default: int) -> int:
+        """How many events its queue holds.
+
+        Raises:
+            UsageError: if that is no whole number from 1 to 10,000,000.
+        """
+        return self._whole_number(self.runner_settings, "queue_events", default, 1, 10_000_000)
+
+    def when_full(self, default: str) -> str:
+        """What happens when its queue is full, one of :data:`WHEN_FULL`.
+
+        Raises:
+            UsageError: if it is none of them.
+        """
+        return self._choice(self.runner_settings, "when_full", WHEN_FULL, default)
 
     def choice(self, name: str, options: tuple[str, ...]) -> str:
         """The value of a setting that is one of several words, the first where it is not given.
@@ -137,7 +159,10 @@ class SinkUri:
         Raises:
             UsageError: if it is none of them.
         """
-        word = self.settings.get(name, options[0])
+        return self._choice(self.settings, name, options, options[0])
+
+    def _choice(self, settings: dict[str, str], name: str, options: tuple[str, ...], default: str) -> str:
+        word = settings.get(name, default)
         if word not in options:
             raise self.wrong(
                 f"{name}={word!r}, expected one of {', '.join(options)}{did_you_mean(word, options)}"

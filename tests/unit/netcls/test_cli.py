@@ -16,6 +16,7 @@ from netcls.cli.main import main
 from netcls.counters import Counters
 from netcls.event_batch import EventBatch
 from netcls.inputs import find_captures
+from netcls.output import Output
 from netcls.pipeline import RunOptions
 from tests.unit.netcls.batches import classified, record, unclassified
 
@@ -201,7 +202,7 @@ def test_every_flag_reaches_the_pipeline(capfd: Capfd) -> None:
         (["flows"], "Missing argument 'PATH...'"),
         (["flows", "a", "-f", "xml"], "'xml' is not one of 'table', 'jsonl', 'csv', 'parquet', 'none'"),
         (["flows", "a", "--idle-timeout-s", "0"], "0.0 is not in the range x>0"),
-        (["flows", "a", "-o", "tcp://h:1"], "--output does not know 'tcp:'"),
+        (["flows", "a", "-o", "gopher://h:1"], "--output 'gopher://h:1': unknown 'gopher:', expected file:"),
     ],
 )
 def test_a_usage_error_is_one_line_with_exit_code_2(capfd: Capfd, arguments: list[str], message: str) -> None:
@@ -238,7 +239,7 @@ def test_a_folder_without_captures_is_an_error_that_does_not_end_the_others(
 
 
 def test_a_terminal_gets_a_table(capfd: Capfd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(classify_command.Output, "is_terminal", True)
+    monkeypatch.setattr(Output, "is_terminal", True)
     monkeypatch.setenv("COLUMNS", "150")
     _, out, _ = run(capfd, "classify", "a.pcap")
     assert "runner-up" in out[0]
