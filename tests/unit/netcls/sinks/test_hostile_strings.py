@@ -34,8 +34,8 @@ SEED = 3
 PIECES = [
     "\n", "\r\n", "\x1b[31m", "\x1b]0;title\x07", "\x9b2J", "\x00", "\t", "|", ",", '"', "'", "\\", "\\x1b",
     "\x7f", "\x85", "<script>alert(1)</script>", "=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "-", "(empty)",
-    "#fields", "#close", "\u202e", "\u2028", "\ufeff", "\U0001f4a3", "é", "%n%s", "${jndi:ldap://x}", "'; DROP TABLE x; --",
-    "../../etc/passwd", "null", "NaN", "a" * 300, " ", "",
+    "#fields", "#close", "\u202e", "\u2028", "\ufeff", "\U0001f4a3", "é", "%n%s", "${jndi:ldap://x}",
+    "'; DROP TABLE x; --", "../../etc/passwd", "null", "NaN", "a" * 300, " ", "",
 ]  # fmt: skip
 
 
