@@ -26,15 +26,15 @@ from capture.block import DecodedBlock, PacketBlock
 from capture.errors import UsageError
 from capture.flow_batch import FLOW_DTYPE, PACKET_DTYPE, EndReason, FlowBatch, FlowStep, KeepSpec
 from capture.kernels import flow_index, flow_update
+from capture.kernels.flow_order import CLOSING, ENTRY_BYTES, HOLDING, IDLE, N_ORDERS, SPARE_ENTRIES
 from capture.kernels.flow_packets import ROW_DTYPE, pack_packets
 from capture.kernels.flow_state import (
-    CLOSING,
     FIRST_ROW,
-    IDLE,
     N_LINKS,
     NEVER_NS,
     NO_SLAB,
     OPEN_FLOW_DTYPE,
+    SENTINEL,
     TABLE_DTYPE,
     TUNNEL_DTYPE,
 )
@@ -46,7 +46,13 @@ _FEWEST_FLOWS: Final = 16
 _MOST_ENDED_ROWS: Final = 4096
 _MOST_READY_ROWS: Final = 1024
 # The index has 2 to 4 slots of 8 bytes a flow, and while it is rebuilt, half as much again.
-_ROW_BYTES: Final = OPEN_FLOW_DTYPE.itemsize + TUNNEL_DTYPE.itemsize + 4 * N_LINKS
+# A flow has up to two entries in each of two orders, and a place in two.
+_ROW_BYTES: Final = (
+    OPEN_FLOW_DTYPE.itemsize + TUNNEL_DTYPE.itemsize + 4 * N_LINKS + 2 * 4 + 2 * 2 * ENTRY_BYTES
+)
+_FIXED_BYTES: Final = FIRST_ROW * _ROW_BYTES + N_ORDERS * SPARE_ENTRIES * ENTRY_BYTES
+# Places of entries are twice their number, in 32 bits.
+_MOST_FLOWS: Final = 2**29
 _FLOW_BYTES: Final = _ROW_BYTES + 4 * 8 * 3 // 2
 _CACHE_LINE: Final = 64
 
@@ -136,13 +142,15 @@ class TableSizes:
         n_ended_rows = min(max(share // FLOW_DTYPE.itemsize, least), _MOST_ENDED_ROWS)
         n_ready_rows = min(max(share // (FLOW_DTYPE.itemsize + slab_bytes), least), _MOST_READY_ROWS)
         output_bytes = n_ended_rows * FLOW_DTYPE.itemsize + n_ready_rows * (FLOW_DTYPE.itemsize + slab_bytes)
-        left = memory_limit_bytes - output_bytes - 8 * _FIRST_INDEX_SLOTS - FIRST_ROW * _ROW_BYTES
+        left = memory_limit_bytes - output_bytes - 8 * _FIRST_INDEX_SLOTS - _FIXED_BYTES
         n_flows = max(left // 4 // _FLOW_BYTES, left // (_FLOW_BYTES + slab_bytes))
-        n_flows = min(n_flows, 2**31 - 1 - FIRST_ROW)
+        n_flows = min(n_flows, _MOST_FLOWS)
         n_slabs = min(n_flows, (left - n_flows * _FLOW_BYTES) // slab_bytes) if keep.n_packets else 0
         if n_flows < _FEWEST_FLOWS or (keep.n_packets and n_slabs < _FEWEST_FLOWS):
-            enough = 8 * _FIRST_INDEX_SLOTS + 4 * _FEWEST_FLOWS * (
-                _FLOW_BYTES + FLOW_DTYPE.itemsize + slab_bytes
+            enough = (
+                8 * _FIRST_INDEX_SLOTS
+                + _FIXED_BYTES
+                + 4 * _FEWEST_FLOWS * (_FLOW_BYTES + FLOW_DTYPE.itemsize + slab_bytes)
             )
             raise UsageError(
                 f"a flow memory of {memory_limit_bytes} bytes does not hold {_FEWEST_FLOWS} flows;"
@@ -152,10 +160,10 @@ class TableSizes:
 
 
 def _slab_bytes(keep: KeepSpec) -> int:
-    """Bytes of one slab and its place in the chain of free ones."""
+    """Bytes of one slab, its place in the chain of free ones, and its holder's entries in the order."""
     if keep.n_packets == 0:
         return 0
-    return keep.n_packets * PACKET_DTYPE.itemsize + keep.n_byte_packets * keep.row_bytes + 4
+    return keep.n_packets * PACKET_DTYPE.itemsize + keep.n_byte_packets * keep.row_bytes + 4 + 2 * ENTRY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +224,8 @@ class FlowTable:
         self._sizes = sizes or TableSizes.within(config.memory_limit_bytes, keep)
         self._memory = _new_memory(config, keep, self._sizes)
         self._table = self._memory["table"]
+        # Used again for every block: memory of this size would be given back to the system and faulted in anew.
+        self._rows = np.empty(0, ROW_DTYPE)
 
     def push(self, packets: PacketBlock, decoded: DecodedBlock) -> Iterator[FlowStep]:
         """Give every decoded packet of a block to its flow.
@@ -232,7 +242,9 @@ class FlowTable:
         n = len(packets)
         if len(decoded) != n:
             raise ValueError(f"{n} packets but {len(decoded)} decoded rows")
-        rows = np.empty(n, ROW_DTYPE)
+        if n > len(self._rows):
+            self._rows = np.empty(n, ROW_DTYPE)
+        rows = self._rows[:n]
         pack_packets(
             _columns(packets, _PACKET_COLUMNS),
             _columns(decoded, _DECODED_COLUMNS),
@@ -330,7 +342,13 @@ class FlowTable:
         table = self._table[0]
         output = sum(self._memory[name].nbytes for name in ("ended", "ready", "ready_packets", "ready_data"))
         slabs = int(table["slabs_used"]) * _slab_bytes(self._keep)
-        return output + self._memory["slots"].nbytes + int(table["rows_used"]) * _ROW_BYTES + slabs
+        return (
+            output
+            + self._memory["slots"].nbytes
+            + int(table["rows_used"]) * _ROW_BYTES
+            + slabs
+            + N_ORDERS * SPARE_ENTRIES * ENTRY_BYTES
+        )
 
 
 def _new_memory(config: FlowTableConfig, keep: KeepSpec, sizes: TableSizes) -> dict[str, NDArray[Any]]:
@@ -344,6 +362,8 @@ def _new_memory(config: FlowTableConfig, keep: KeepSpec, sizes: TableSizes) -> d
     memory: dict[str, NDArray[Any]] = {
         "flows": _aligned_zeros(n_rows, OPEN_FLOW_DTYPE),
         "links": np.zeros((n_rows, N_LINKS), np.int32),
+        "places": np.zeros(n_rows, np.int32),
+        "holding_places": np.zeros(n_rows, np.int32),
         "tunnels": np.zeros(n_rows, TUNNEL_DTYPE),
         "slots": np.zeros(n_slots, np.uint64),
         "slab_packets": np.zeros((sizes.n_slabs, keep.n_packets), PACKET_DTYPE),
@@ -354,13 +374,15 @@ def _new_memory(config: FlowTableConfig, keep: KeepSpec, sizes: TableSizes) -> d
         "ready_packets": np.zeros((sizes.n_ready_rows, keep.n_packets), PACKET_DTYPE),
         "ready_data": np.zeros((sizes.n_ready_rows, keep.n_byte_packets, keep.row_bytes), np.uint8),
     }
-    memory["flows"]["seen_ns"][:FIRST_ROW] = NEVER_NS
-    memory["flows"]["started_ns"][:FIRST_ROW] = NEVER_NS
-    for sentinel in (IDLE, CLOSING):
-        memory["links"][sentinel] = sentinel
+    memory["flows"]["started_ns"][SENTINEL] = NEVER_NS
     table = np.zeros(1, TABLE_DTYPE)
     for name, array in memory.items():
         table[f"{name}_at"] = array.ctypes.data
+    for order, n in ((IDLE, sizes.n_flows), (CLOSING, sizes.n_flows), (HOLDING, sizes.n_slabs)):
+        for what, kind in (("rows", np.int32), ("times", np.int64)):
+            array = np.zeros(2 * n + SPARE_ENTRIES, kind)
+            memory[f"order_{what}_{order}"] = array
+            table[f"order_{what}_at"][0, order] = array.ctypes.data
     table["idle_ns"] = round(config.idle_timeout_s * _NS_PER_S)
     table["active_ns"] = round(config.active_timeout_s * _NS_PER_S)
     table["linger_ns"] = round(config.tcp_linger_s * _NS_PER_S)

@@ -14,15 +14,14 @@ from typing import Final
 import numpy as np
 from numba import njit
 
+from capture.kernels.flow_order import is_open
 from capture.kernels.flow_state import (
     CLIENT_IS_HIGH,
+    HOLDS_SLAB,
+    HOT_BYTES,
     IS_TUNNELLED,
-    LINK_BYTES,
-    NEXT,
     OPEN_FLOW_BYTES,
-    PREV,
     flows_of,
-    links_of,
     prefetch,
     slots_of,
     tunnels_of,
@@ -80,6 +79,16 @@ def find(table, packet):  # type: ignore[no-untyped-def]
             if _has_key(flow, packet) and flow.state & IS_TUNNELLED == 0:
                 return row
         at = (at + 1) & mask
+
+
+@njit(cache=True, nogil=True)
+def find_near(table, packet, row):  # type: ignore[no-untyped-def]
+    """As `find`, where ``row`` is what was foreseen for the packet: a row in which its flow may be, or 0."""
+    if row != 0 and packet.path == 0 and is_open(table, row):
+        flow = flows_of(table)[row]
+        if _has_key(flow, packet) and flow.state & IS_TUNNELLED == 0:
+            return row
+    return find(table, packet)
 
 
 @njit(cache=True, nogil=True)
@@ -162,21 +171,21 @@ def foreseen_row(table, packet):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def foresee_flow(table, packet):  # type: ignore[no-untyped-def]
-    """Have the row of a coming packet's flow fetched, and its place in the lists."""
+    """Have the hot lines of a coming packet's flow fetched, and its place in the order; returns the row, or 0."""
     row = foreseen_row(table, packet)
     at = table.flows_at + row * OPEN_FLOW_BYTES
-    for line in range(0, OPEN_FLOW_BYTES, _CACHE_LINE):
+    for line in range(0, HOT_BYTES, _CACHE_LINE):
         prefetch(at + line)
-    prefetch(table.links_at + row * LINK_BYTES)
+    prefetch(table.places_at + 4 * row)
+    return row
 
 
 @njit(cache=True, nogil=True)
-def foresee_neighbours(table, packet):  # type: ignore[no-untyped-def]
-    """Have those fetched between which a coming packet's flow stands in the list: it will leave them."""
-    row = foreseen_row(table, packet)
-    links = links_of(table)
-    prefetch(table.links_at + np.int64(links[row, PREV]) * LINK_BYTES)
-    prefetch(table.links_at + np.int64(links[row, NEXT]) * LINK_BYTES)
+def foresee_rest(table, row):  # type: ignore[no-untyped-def]
+    """Have the rest of a flow fetched where a coming packet needs it; the hot lines are there by now."""
+    if flows_of(table)[row].state & HOLDS_SLAB:
+        prefetch(table.flows_at + row * OPEN_FLOW_BYTES + HOT_BYTES)
+        prefetch(table.holding_places_at + 4 * row)
 
 
 @njit(cache=True, nogil=True)

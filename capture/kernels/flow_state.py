@@ -1,12 +1,11 @@
-"""Memory of the flow table: rows of open flows, lists through them, slabs. Layout, and the few moves on it.
+"""Memory of the flow table: rows of open flows, slabs, the list of flows that wait. Layout, and the few moves on it.
 
 Nothing here grows while packets come: arrays have their final size from the start, and rows are handed out from
 the low end, so the system backs only what was used. Only the index (``flow_index``) is rebuilt larger.
 
-Lists are doubly linked rings of row numbers with a sentinel row, newest at ``PREV`` of the sentinel:
-row ``IDLE`` heads the open flows in the order of their last packets, row ``CLOSING`` those that TCP has closed,
-in the second pair of columns row ``IDLE`` heads the flows that hold a slab, in the order of their last packets, and in
-the third those of them that have not been given out early, in the order of their first packets.
+Flows that hold a slab and have not been given out early are a doubly linked ring of row numbers in the order of their
+first packets; row ``SENTINEL`` is its head, the newest at ``EARLY_PREV`` of it. The orders by last packet are in
+``flow_order``.
 """
 
 from __future__ import annotations
@@ -34,18 +33,14 @@ FIN_SEEN: Final = 8  # << direction
 SYN_KNOWN: Final = 32  # << direction: `syn_seq` of that direction holds its SYN's sequence number
 GIVEN_EARLY: Final = 128  # the ready timeout has passed; this one does not outlive an active timeout
 IS_TUNNELLED: Final = 256  # the row of `tunnels` is this flow's
+HOLDS_SLAB: Final = 512
 
 NO_SLAB: Final = -1
-FIRST_ROW: Final = 2  # rows 0 and 1 are the sentinels
-IDLE: Final = 0
-CLOSING: Final = 1
-PREV: Final = 0
-NEXT: Final = 1
-SLAB_PREV: Final = 2
-SLAB_NEXT: Final = 3
-EARLY_PREV: Final = 4
-EARLY_NEXT: Final = 5
-N_LINKS: Final = 6
+SENTINEL: Final = 0
+FIRST_ROW: Final = 1
+EARLY_PREV: Final = 0
+EARLY_NEXT: Final = 1
+N_LINKS: Final = 2
 NEVER_NS: Final = 1 << 62
 
 
@@ -56,49 +51,60 @@ TUNNEL_DTYPE: Final = np.dtype(
 )  # the first three as in FLOW_DTYPE
 
 
-def _open_flow_dtype() -> np.dtype[np.void]:
-    """FLOW_DTYPE but for its tunnel, with signed 64-bit fields, then what only the table needs.
+# Word of a row for each word of a record, but for the tunnel and the last one: see `OPEN_FLOW_DTYPE`.
+ROW_WORD_OF: Final = (16, 17, 18, 6, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 19)
+# The last one is put together from two words of a row; these bits (flags and quality, which packets change) are hot.
+HOT_WORD: Final = 7
+COLD_WORD: Final = 20
+HOT_BITS: Final = 0x0000FF00FFFF0000
 
-    Signed, because numba makes uint64 + int64 a float.
-    """
-    names = [name for name in FLOW_DTYPE.names or () if not name.startswith("tunnel_")]
-    fields = {name: FLOW_DTYPE.fields[name] for name in names} if FLOW_DTYPE.fields else {}
-    formats: list[object] = []
-    for name in names:
-        base = fields[name][0].base
-        if name in ("client", "server"):
-            formats.append(("<u8", (2,)))
-        else:
-            formats.append(("<i8" if base == np.uint64 else base, fields[name][0].shape))
-    private = [
-        ("seen_ns", "<i8"),  # table clock at the last packet
-        ("started_ns", "<i8"),  # table clock at the first packet
+# A row of the table: three cache lines. The first two are what every packet of an open flow needs, the third is for
+# the first packets and the end. Fields of FLOW_DTYPE have the same names here, signed where they have 64 bits: numba
+# makes uint64 + int64 a float.
+OPEN_FLOW_DTYPE: Final = np.dtype(
+    [
+        ("client", "<u8", (2,)),
+        ("server", "<u8", (2,)),
         ("key_rest", "<u8"),
-        ("tag", "<u4"),
-        ("slab", "<i4"),
-        ("syn_seq", ("<u4", (2,))),  # of the last SYN per direction
+        ("started_ns", "<i8"),  # table clock at the first packet
+        ("last_ts_ns", "<i8"),
+        ("state", "<u2"),  # from here on, bytes stand as in the word that holds `tcp_flags` in a record
+        ("tcp_flags", "u1", (2,)),
+        ("spare_0", "u1"),
+        ("quality", "u1"),
         ("key_inner_vlan", "<u2"),
-        ("state", "<u2"),
+        # Second line.
+        ("packets", "<i8", (2,)),
+        ("frame_bytes", "<i8", (2,)),
+        ("ip_bytes", "<i8", (2,)),
+        ("payload_bytes", "<i8", (2,)),
+        # Third line.
+        ("serial", "<i8"),
+        ("flow_id", "<i8"),
+        ("first_ts_ns", "<i8"),
+        ("client_port", "<u2"),
+        ("server_port", "<u2"),
+        ("vlan", "<u2", (2,)),
+        ("protocol", "u1"),
+        ("ip_version", "u1"),
+        ("spare_1", "u1", (2,)),
+        ("end_reason", "u1"),
+        ("spare_2", "u1"),
+        ("n_kept", "<u2"),
+        ("syn_seq", "<u4", (2,)),  # of the last SYN per direction
+        ("tag", "<u4"),
+        ("slab", "<i4"),  # while HOLDS_SLAB
+        ("spare_3", "<u8"),
     ]
-    offsets = [fields[name][1] for name in names]
-    at = 8 * ROW_WORDS
-    for name, kind in private:
-        names.append(name)
-        formats.append(kind)
-        offsets.append(at)
-        at += np.dtype(kind).itemsize
-    # Three cache lines.
-    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": 192})
-
-
+)
 TUNNEL_WORDS: Final = 2  # of a record, at its end
 RECORD_WORDS: Final = FLOW_DTYPE.itemsize // 8
-ROW_WORDS: Final = RECORD_WORDS - TUNNEL_WORDS  # of a record, as they stand in the row
-OPEN_FLOW_DTYPE: Final = _open_flow_dtype()
 PACKET_BYTES: Final = PACKET_DTYPE.itemsize
 OPEN_FLOW_BYTES: Final = OPEN_FLOW_DTYPE.itemsize
 OPEN_FLOW_WORDS: Final = OPEN_FLOW_BYTES // 8
-LINK_BYTES: Final = 4 * N_LINKS
+HOT_BYTES: Final = 128
+
+FORESEEN_ROWS: Final = 32  # a power of two
 
 # The one argument of every kernel here: limits, counters, and where the arrays lie (`*_at`: address of the first byte).
 # A record travels as one pointer; an array as seven words and a reference count, and helpers that LLVM does not
@@ -119,9 +125,15 @@ TABLE_DTYPE: Final = np.dtype(
         ("max_ready_rows", "<i8"),
         ("n_slots", "<i8"),  # a power of two
         ("data_bytes", "<i8"),
-        ("flows_at", "<i8"),  # OPEN_FLOW_DTYPE (max_flows + 2,)
-        ("links_at", "<i8"),  # int32 (max_flows + 2, N_LINKS)
-        ("tunnels_at", "<i8"),  # TUNNEL_DTYPE (max_flows + 2,)
+        ("flows_at", "<i8"),  # OPEN_FLOW_DTYPE (max_flows + 1,)
+        ("links_at", "<i8"),  # int32 (max_flows + 1, N_LINKS)
+        ("places_at", "<i8"),  # these four: see flow_order
+        ("holding_places_at", "<i8"),
+        ("order_rows_at", "<i8", (3,)),
+        ("order_times_at", "<i8", (3,)),
+        ("order_first", "<i8", (3,)),  # entries before it do not count
+        ("order_end", "<i8", (3,)),
+        ("tunnels_at", "<i8"),  # TUNNEL_DTYPE (max_flows + 1,)
         ("slots_at", "<i8"),  # uint64 (n_slots,), see flow_index
         ("slab_packets_at", "<i8"),  # PACKET_DTYPE (max_slabs * n_packets,)
         ("slab_data_at", "<i8"),  # uint8 (max_slabs * n_byte_packets * row bytes,)
@@ -131,13 +143,18 @@ TABLE_DTYPE: Final = np.dtype(
         ("ready_packets_at", "<i8"),  # PACKET_DTYPE (max_ready_rows * n_packets,)
         ("ready_data_at", "<i8"),  # uint8 (max_ready_rows * n_byte_packets * row bytes,)
         ("data_at", "<i8"),  # uint8 (data_bytes,), bytes of the block at hand
+        (
+            "foreseen",
+            "<i8",
+            (FORESEEN_ROWS,),
+        ),  # row for packet i at i % FORESEEN_ROWS, a guess; see flow_update
         ("clock_ns", "<i8"),  # see `flow_update.tick`
         ("newest_ns", "<i8"),
         ("n_stale", "<i8"),  # packets in a row that were far older than `newest_ns`
         ("next_serial", "<i8"),
         ("n_open", "<i8"),
-        ("rows_used", "<i8"),  # rows ever handed out, sentinels included
-        ("free_row", "<i8"),  # first of a chain through NEXT; 0: none
+        ("rows_used", "<i8"),  # rows ever handed out, the sentinel included
+        ("free_row", "<i8"),  # first of a chain through EARLY_NEXT; 0: none
         ("slabs_used", "<i8"),
         ("free_slab", "<i8"),  # first of a chain through `slab_chain`; NO_SLAB: none
         ("n_slabs_held", "<i8"),
@@ -153,7 +170,7 @@ TABLE_DTYPE: Final = np.dtype(
 
 
 @intrinsic
-def _pointer(_context, address):  # type: ignore[no-untyped-def]
+def pointer(_context, address):  # type: ignore[no-untyped-def]
     """An int64 address as a pointer."""
 
     def code(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
@@ -180,62 +197,62 @@ def prefetch(_context, address):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def flows_of(table):  # type: ignore[no-untyped-def]
-    """OPEN_FLOW_DTYPE (max_flows + 2,)."""
-    return carray(_pointer(table.flows_at), (table.max_flows + FIRST_ROW,), OPEN_FLOW_DTYPE)
+    """OPEN_FLOW_DTYPE (max_flows + 1,)."""
+    return carray(pointer(table.flows_at), (table.max_flows + FIRST_ROW,), OPEN_FLOW_DTYPE)
 
 
 @njit(cache=True, nogil=True)
 def words_of(table):  # type: ignore[no-untyped-def]
-    """The same memory as int64 (max_flows + 2, 24)."""
-    return carray(_pointer(table.flows_at), (table.max_flows + FIRST_ROW, OPEN_FLOW_WORDS), np.int64)
+    """The same memory as int64 (max_flows + 1, OPEN_FLOW_WORDS)."""
+    return carray(pointer(table.flows_at), (table.max_flows + FIRST_ROW, OPEN_FLOW_WORDS), np.int64)
 
 
 @njit(cache=True, nogil=True)
 def links_of(table):  # type: ignore[no-untyped-def]
-    """int32 (max_flows + 2, N_LINKS)."""
-    return carray(_pointer(table.links_at), (table.max_flows + FIRST_ROW, N_LINKS), np.int32)
+    """int32 (max_flows + 1, N_LINKS)."""
+    return carray(pointer(table.links_at), (table.max_flows + FIRST_ROW, N_LINKS), np.int32)
 
 
 @njit(cache=True, nogil=True)
 def tunnels_of(table):  # type: ignore[no-untyped-def]
-    """TUNNEL_DTYPE (max_flows + 2,)."""
-    return carray(_pointer(table.tunnels_at), (table.max_flows + FIRST_ROW,), TUNNEL_DTYPE)
+    """TUNNEL_DTYPE (max_flows + 1,)."""
+    return carray(pointer(table.tunnels_at), (table.max_flows + FIRST_ROW,), TUNNEL_DTYPE)
 
 
 @njit(cache=True, nogil=True)
 def tunnel_words_of(table):  # type: ignore[no-untyped-def]
-    """The same memory as int64 (max_flows + 2, 3)."""
-    return carray(_pointer(table.tunnels_at), (table.max_flows + FIRST_ROW, TUNNEL_WORDS + 1), np.int64)
+    """The same memory as int64 (max_flows + 1, 3)."""
+    return carray(pointer(table.tunnels_at), (table.max_flows + FIRST_ROW, TUNNEL_WORDS + 1), np.int64)
 
 
 @njit(cache=True, nogil=True)
 def slab_chain_of(table):  # type: ignore[no-untyped-def]
     """int32 (max_slabs,)."""
-    return carray(_pointer(table.slab_chain_at), (table.max_slabs,), np.int32)
+    return carray(pointer(table.slab_chain_at), (table.max_slabs,), np.int32)
 
 
 @njit(cache=True, nogil=True)
 def slots_of(table):  # type: ignore[no-untyped-def]
     """uint64 (n_slots,)."""
-    return carray(_pointer(table.slots_at), (table.n_slots,), np.uint64)
+    return carray(pointer(table.slots_at), (table.n_slots,), np.uint64)
 
 
 @njit(cache=True, nogil=True)
 def records_at(address, n):  # type: ignore[no-untyped-def]
     """int64 (n, RECORD_WORDS) at an address: FLOW_DTYPE records as words."""
-    return carray(_pointer(address), (n, RECORD_WORDS), np.int64)
+    return carray(pointer(address), (n, RECORD_WORDS), np.int64)
 
 
 @njit(cache=True, nogil=True)
 def bytes_at(address, n):  # type: ignore[no-untyped-def]
     """uint8 (n,) at an address."""
-    return carray(_pointer(address), (n,), np.uint8)
+    return carray(pointer(address), (n,), np.uint8)
 
 
 @njit(cache=True, nogil=True)
 def slab_packets_of(table):  # type: ignore[no-untyped-def]
     """PACKET_DTYPE (max_slabs * n_packets,)."""
-    return carray(_pointer(table.slab_packets_at), (table.max_slabs * table.n_packets,), PACKET_DTYPE)
+    return carray(pointer(table.slab_packets_at), (table.max_slabs * table.n_packets,), PACKET_DTYPE)
 
 
 @njit(cache=True, nogil=True)
@@ -259,24 +276,24 @@ def ready_data_of(table):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def unlink(table, row, column):  # type: ignore[no-untyped-def]
-    """Take a row out of its ring; ``column`` is PREV, SLAB_PREV or EARLY_PREV."""
+def stop_waiting(table, row):  # type: ignore[no-untyped-def]
+    """Take a row out of the ring of those that wait to be given out early."""
     links = links_of(table)
-    before = links[row, column]
-    behind = links[row, column + 1]
-    links[before, column + 1] = behind
-    links[behind, column] = before
+    before = links[row, EARLY_PREV]
+    behind = links[row, EARLY_NEXT]
+    links[before, EARLY_NEXT] = behind
+    links[behind, EARLY_PREV] = before
 
 
 @njit(cache=True, nogil=True)
-def append(table, row, head, column):  # type: ignore[no-untyped-def]
-    """Put a row at the newest end of the ring of ``head``."""
+def start_waiting(table, row):  # type: ignore[no-untyped-def]
+    """Put a row at the newest end of that ring."""
     links = links_of(table)
-    newest = links[head, column]
-    links[newest, column + 1] = row
-    links[row, column] = newest
-    links[row, column + 1] = head
-    links[head, column] = row
+    newest = links[SENTINEL, EARLY_PREV]
+    links[newest, EARLY_NEXT] = row
+    links[row, EARLY_PREV] = newest
+    links[row, EARLY_NEXT] = SENTINEL
+    links[SENTINEL, EARLY_PREV] = row
 
 
 @njit(cache=True, nogil=True)
@@ -284,7 +301,7 @@ def take_row(table):  # type: ignore[no-untyped-def]
     """A row for a new flow. The caller has made sure that there is one."""
     row = table.free_row
     if row != 0:
-        table.free_row = np.int64(links_of(table)[row, NEXT])
+        table.free_row = np.int64(links_of(table)[row, EARLY_NEXT])
     else:
         row = table.rows_used
         table.rows_used = row + 1
@@ -295,7 +312,7 @@ def take_row(table):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def give_row(table, row):  # type: ignore[no-untyped-def]
     """A row back; the last one given is the first one taken, so memory in use stays compact."""
-    links_of(table)[row, NEXT] = table.free_row
+    links_of(table)[row, EARLY_NEXT] = table.free_row
     table.free_row = row
     table.n_open -= 1
 
@@ -312,10 +329,9 @@ def take_slab(table, row):  # type: ignore[no-untyped-def]
     table.n_slabs_held += 1
     flow = flows_of(table)[row]
     flow.slab = slab
-    flow.state &= ~GIVEN_EARLY & 0xFFFF
-    append(table, row, IDLE, SLAB_PREV)
+    flow.state = (flow.state & ~GIVEN_EARLY & 0xFFFF) | HOLDS_SLAB
     if table.early_ns > 0:
-        append(table, row, IDLE, EARLY_PREV)
+        start_waiting(table, row)
 
 
 @njit(cache=True, nogil=True)
@@ -326,7 +342,6 @@ def give_slab(table, row):  # type: ignore[no-untyped-def]
     slab_chain_of(table)[slab] = table.free_slab
     table.free_slab = slab
     table.n_slabs_held -= 1
-    flow.slab = NO_SLAB
-    unlink(table, row, SLAB_PREV)
+    flow.state &= ~HOLDS_SLAB & 0xFFFF
     if table.early_ns > 0 and not flow.state & GIVEN_EARLY:
-        unlink(table, row, EARLY_PREV)
+        stop_waiting(table, row)

@@ -25,41 +25,48 @@ from capture.flow_batch import (
 from capture.flow_key import TCP
 from capture.kernels.flow_index import (
     NOT_FOUND,
-    find,
+    find_near,
     foresee_flow,
-    foresee_neighbours,
+    foresee_rest,
     foresee_slot,
     insert,
     is_crowded,
     remove,
+)
+from capture.kernels.flow_order import (
+    CLOSING,
+    HOLDING,
+    IDLE,
+    leave,
+    make_newest,
+    may_be_older,
+    oldest,
 )
 from capture.kernels.flow_packets import ip_version_of, protocol_of
 from capture.kernels.flow_state import (
     ACK,
     ANSWERED,
     CLIENT_IS_HIGH,
-    CLOSING,
+    COLD_WORD,
     EARLY_NEXT,
-    EARLY_PREV,
     FIN,
     FIN_SEEN,
+    FORESEEN_ROWS,
     GIVEN_EARLY,
-    IDLE,
+    HOLDS_SLAB,
+    HOT_BITS,
+    HOT_WORD,
     IS_CLOSING,
     IS_TUNNELLED,
     NEVER_NS,
-    NEXT,
-    NO_SLAB,
     PACKET_BYTES,
-    PREV,
-    ROW_WORDS,
+    RECORD_WORDS,
+    ROW_WORD_OF,
     RST,
-    SLAB_NEXT,
-    SLAB_PREV,
+    SENTINEL,
     SYN,
     SYN_KNOWN,
     TUNNEL_WORDS,
-    append,
     bytes_at,
     flows_of,
     give_row,
@@ -70,11 +77,11 @@ from capture.kernels.flow_state import (
     records_at,
     slab_data_of,
     slab_packets_of,
+    stop_waiting,
     take_row,
     take_slab,
     tunnel_words_of,
     tunnels_of,
-    unlink,
     words_of,
 )
 from capture.kernels.siphash import siphash_id
@@ -87,7 +94,10 @@ STALE_PACKETS: Final = 1000
 # So many packets before it is needed, memory is asked for.
 SLOT_AHEAD: Final = 24
 FLOW_AHEAD: Final = 16
-NEIGHBOURS_AHEAD: Final = 8
+REST_AHEAD: Final = 8
+
+_ROW_WORD_OF = np.array(ROW_WORD_OF)
+_TUNNEL_AT = RECORD_WORDS - TUNNEL_WORDS
 
 _IDLE = int(EndReason.IDLE)
 _ACTIVE = int(EndReason.ACTIVE)
@@ -117,12 +127,13 @@ def copy_padded(source, source_at, n, target, target_at, size):  # type: ignore[
 def write_record(table, row, records, at):  # type: ignore[no-untyped-def]
     """Copy the public part of a flow into the output."""
     words = words_of(table)
-    for word in range(ROW_WORDS):
-        records[at, word] = words[row, word]
+    for word in range(_TUNNEL_AT - 1):
+        records[at, word] = words[row, _ROW_WORD_OF[word]]
+    records[at, _TUNNEL_AT - 1] = (words[row, HOT_WORD] & HOT_BITS) | (words[row, COLD_WORD] & ~HOT_BITS)
     is_tunnelled = flows_of(table)[row].state & IS_TUNNELLED != 0
     tunnels = tunnel_words_of(table)
     for word in range(TUNNEL_WORDS):
-        records[at, ROW_WORDS + word] = tunnels[row, word] if is_tunnelled else 0
+        records[at, _TUNNEL_AT + word] = tunnels[row, word] if is_tunnelled else 0
 
 
 @njit(cache=True, nogil=True)
@@ -187,6 +198,7 @@ def emit_ready(table, row):  # type: ignore[no-untyped-def]
     table.ready += 1
     copy_out(table, row)
     give_slab(table, row)
+    leave(table, HOLDING, row)
 
 
 @njit(cache=True, nogil=True)
@@ -196,7 +208,7 @@ def emit_ended(table, row, reason):  # type: ignore[no-untyped-def]
     flow.end_reason = reason
     if flow.packets[0] == 0 or flow.packets[1] == 0:
         flow.quality |= QUALITY_ONE_WAY
-    if flow.slab != NO_SLAB:
+    if flow.state & HOLDS_SLAB:
         emit_ready(table, row)
     at = table.n_ended_rows
     table.n_ended_rows = at + 1
@@ -209,21 +221,21 @@ def end_flow(table, row, reason):  # type: ignore[no-untyped-def]
     """End a flow and forget it."""
     emit_ended(table, row, reason)
     remove(table, row)
-    unlink(table, row, PREV)
+    leave(table, IDLE, row)
     give_row(table, row)
 
 
 @njit(cache=True, nogil=True)
 def is_overdue(table):  # type: ignore[no-untyped-def]
     """True if some flow has been silent, or has kept us waiting, for too long."""
-    clock_ns = table.clock_ns
-    # The sentinels were "seen" far in the future: an empty list is never overdue.
     return (
-        clock_ns - flows_of(table)[links_of(table)[IDLE, NEXT]].seen_ns > table.idle_ns
-        or clock_ns - flows_of(table)[links_of(table)[CLOSING, NEXT]].seen_ns > table.linger_ns
+        may_be_older(table, IDLE, table.idle_ns)
+        or may_be_older(table, CLOSING, table.linger_ns)
         or (
             table.early_ns > 0
-            and clock_ns - flows_of(table)[links_of(table)[IDLE, EARLY_NEXT]].started_ns > table.early_ns
+            # The sentinel started far in the future: an empty ring is never overdue.
+            and table.clock_ns - flows_of(table)[links_of(table)[SENTINEL, EARLY_NEXT]].started_ns
+            > table.early_ns
         )
     )
 
@@ -233,11 +245,11 @@ def expire(table):  # type: ignore[no-untyped-def]
     """End what is overdue, longest overdue first. False if the output is full before all are out."""
     clock_ns = table.clock_ns
     while True:
-        idle = np.int64(links_of(table)[IDLE, NEXT])
-        closing = np.int64(links_of(table)[CLOSING, NEXT])
-        # The sentinels were "seen" far in the future: an empty list is never overdue.
-        idle_overdue_ns = clock_ns - flows_of(table)[idle].seen_ns - table.idle_ns
-        closing_overdue_ns = clock_ns - flows_of(table)[closing].seen_ns - table.linger_ns
+        idle, idle_seen_ns = oldest(table, IDLE)
+        closing, closing_seen_ns = oldest(table, CLOSING)
+        # Of an empty order the oldest was "seen" far in the future: it is never overdue.
+        idle_overdue_ns = clock_ns - idle_seen_ns - table.idle_ns
+        closing_overdue_ns = clock_ns - closing_seen_ns - table.linger_ns
         if idle_overdue_ns <= 0 and closing_overdue_ns <= 0:
             return True
         if not has_room(table):
@@ -254,7 +266,7 @@ def give_early(table):  # type: ignore[no-untyped-def]
     if table.early_ns == 0:
         return True
     while True:
-        row = np.int64(links_of(table)[IDLE, EARLY_NEXT])
+        row = np.int64(links_of(table)[SENTINEL, EARLY_NEXT])
         flow = flows_of(table)[row]
         if table.clock_ns - flow.started_ns <= table.early_ns:
             return True
@@ -263,15 +275,15 @@ def give_early(table):  # type: ignore[no-untyped-def]
         copy_out(table, row)
         table.early += 1
         flow.state |= GIVEN_EARLY
-        unlink(table, row, EARLY_PREV)
+        stop_waiting(table, row)
 
 
 @njit(cache=True, nogil=True)
 def oldest_row(table):  # type: ignore[no-untyped-def]
-    """The least recently seen flow, a closing one first if equal; a sentinel if there is none."""
-    idle = np.int64(links_of(table)[IDLE, NEXT])
-    closing = np.int64(links_of(table)[CLOSING, NEXT])
-    return closing if flows_of(table)[closing].seen_ns <= flows_of(table)[idle].seen_ns else idle
+    """The least recently seen flow, a closing one first if equal; NO_ROW if there is none."""
+    idle, idle_seen_ns = oldest(table, IDLE)
+    closing, closing_seen_ns = oldest(table, CLOSING)
+    return closing if closing_seen_ns <= idle_seen_ns else idle
 
 
 @njit(cache=True, nogil=True)
@@ -322,16 +334,17 @@ def begin(table, row, packet):  # type: ignore[no-untyped-def]
         flow.tcp_flags[direction] = 0
     flow.end_reason = 0
     flow.n_kept = 0
-    flow.slab = NO_SLAB
     if table.n_packets > 0:
         take_slab(table, row)
+        make_newest(table, HOLDING, row)
 
 
 @njit(cache=True, nogil=True)
 def make_slab_room(table):  # type: ignore[no-untyped-def]
     """End the least recently seen flow that still holds a slab, if there is no slab left."""
     if table.n_packets > 0 and table.n_slabs_held == table.max_slabs:
-        end_flow(table, np.int64(links_of(table)[IDLE, SLAB_NEXT]), _LACK_OF_RESOURCES)
+        row, _ = oldest(table, HOLDING)
+        end_flow(table, row, _LACK_OF_RESOURCES)
 
 
 @njit(cache=True, nogil=True)
@@ -370,7 +383,7 @@ def open_flow(table, packet):  # type: ignore[no-untyped-def]
         tunnel.id[1] = 0
     begin(table, row, packet)
     insert(table, row)
-    append(table, row, IDLE, PREV)
+    make_newest(table, IDLE, row)
     return row
 
 
@@ -457,17 +470,11 @@ def keep_packet(table, packet, slab, k, direction):  # type: ignore[no-untyped-d
 
 @njit(cache=True, nogil=True)
 def touch(table, row):  # type: ignore[no-untyped-def]
-    """Move a flow to the newest end of the list where it now belongs."""
-    flow = flows_of(table)[row]
-    flow.seen_ns = table.clock_ns
-    head = CLOSING if flow.state & IS_CLOSING else IDLE
-    # Packets come in bursts: often it is the newest already.
-    if links_of(table)[row, NEXT] != head:
-        unlink(table, row, PREV)
-        append(table, row, head, PREV)
-    if flow.slab != NO_SLAB and links_of(table)[row, SLAB_NEXT] != IDLE:
-        unlink(table, row, SLAB_PREV)
-        append(table, row, IDLE, SLAB_PREV)
+    """A flow has just been seen."""
+    state = flows_of(table)[row].state
+    make_newest(table, CLOSING if state & IS_CLOSING else IDLE, row)
+    if state & HOLDS_SLAB:
+        make_newest(table, HOLDING, row)
 
 
 @njit(cache=True, nogil=True)
@@ -481,7 +488,7 @@ def join(table, packet, row, direction):  # type: ignore[no-untyped-def]
     if tcp_flags != 0:
         follow_tcp(flow, direction, tcp_flags, packet.tcp_seq, packet.tcp_ack)
     touch(table, row)
-    if flow.slab != NO_SLAB:
+    if flow.state & HOLDS_SLAB:
         k = np.int64(flow.n_kept)
         keep_packet(table, packet, np.int64(flow.slab), k, direction)
         flow.n_kept = k + 1
@@ -493,14 +500,20 @@ def join(table, packet, row, direction):  # type: ignore[no-untyped-def]
 def foresee(table, rows, i):  # type: ignore[no-untyped-def]
     """Have fetched what the packets behind the ``i``-th will touch, in the order in which one leads to the other.
 
-    With many open flows every packet misses the cache six times; this way the misses overlap with other packets' work.
+    With many open flows every packet misses the cache four times; this way the misses overlap with other packets' work.
+
+    Returns:
+        The row in which the ``i``-th packet's flow was when this was called for the packet FLOW_AHEAD before it, or 0.
     """
     if i + SLOT_AHEAD < rows.size and rows[i + SLOT_AHEAD].is_decoded:
         foresee_slot(table, rows[i + SLOT_AHEAD])
-    if i + FLOW_AHEAD < rows.size and rows[i + FLOW_AHEAD].is_decoded:
-        foresee_flow(table, rows[i + FLOW_AHEAD])
-    if i + NEIGHBOURS_AHEAD < rows.size and rows[i + NEIGHBOURS_AHEAD].is_decoded:
-        foresee_neighbours(table, rows[i + NEIGHBOURS_AHEAD])
+    if i + FLOW_AHEAD < rows.size:
+        row = np.int64(0)
+        if rows[i + FLOW_AHEAD].is_decoded:
+            row = foresee_flow(table, rows[i + FLOW_AHEAD])
+        table.foreseen[(i + FLOW_AHEAD) & (FORESEEN_ROWS - 1)] = row
+    foresee_rest(table, table.foreseen[(i + REST_AHEAD) & (FORESEEN_ROWS - 1)])
+    return table.foreseen[i & (FORESEEN_ROWS - 1)]
 
 
 @njit(cache=True, nogil=True)
@@ -514,7 +527,7 @@ def update_flows(tables, rows, start):  # type: ignore[no-untyped-def]
     table = tables[0]
     for i in range(start, rows.size):
         packet = rows[i]
-        foresee(table, rows, i)
+        foreseen = foresee(table, rows, i)
         if not packet.is_decoded:
             continue
         if not has_room(table) or (is_crowded(table) and table.n_open < table.max_flows):
@@ -527,7 +540,7 @@ def update_flows(tables, rows, start):  # type: ignore[no-untyped-def]
         if not is_on_time:
             table.time_backwards += 1
         recover_clock(table, ts_ns)
-        row = find(table, packet)
+        row = find_near(table, packet, foreseen)
         direction = np.int64(0)
         if row != NOT_FOUND:
             flow = flows_of(table)[row]

@@ -14,6 +14,7 @@ from capture.block import DecodedBlock, PacketBlock
 from capture.flow_batch import EndReason, FlowStep, KeepSpec
 from capture.flow_key import TCP
 from capture.flow_table import FlowTable, FlowTableConfig, TableSizes
+from capture.kernels.flow_order import SPARE_ENTRIES
 from tests.flows_builder import SYN, Packet, S, blocks_of, udp
 from tests.flows_run import HASH_KEY, gather, run, steps_of
 from tests.reference.flow_table import NaiveFlowTable, key_of
@@ -144,6 +145,17 @@ def test_the_index_grows_without_losing_a_flow() -> None:
     out = gather(table.flush())
     assert out.ended["client_port"].tolist() == list(range(10_000))
     assert set(out.ended["packets"][:, 0].tolist()) == {2}
+
+
+def test_the_order_of_last_packets_is_swept_and_stays_exact() -> None:
+    table = FlowTable(FlowTableConfig(), KeepSpec(4096))
+    rng = np.random.default_rng(1)
+    ports = rng.integers(1, 4, 12_000)
+    for first in range(0, len(ports), 500):
+        list(steps_of(table, [udp(T0, src_port=int(port)) for port in ports[first : first + 500]]))
+        assert table._table["order_end"].max() <= 2 * 3 + SPARE_ENTRIES
+    last_seen = sorted(range(1, 4), key=lambda port: int(np.flatnonzero(ports == port)[-1]))
+    assert gather(table.flush(), KeepSpec(4096)).ended["client_port"].tolist() == last_seen
 
 
 def test_memory_is_used_again() -> None:
