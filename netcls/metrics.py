@@ -40,7 +40,7 @@ _HISTOGRAMS: Final = {
     "probability": ("prediction_probability", "Calibrated probability of the answers.", ""),
     "batch_size": ("model_batch_size", "Flows of one pass of the model.", ""),
 }
-_OUTCOMES: Final = ("sent", "dropped", "retried", "failed")
+_OUTCOMES: Final = ("sent", "dropped", "retried", "failed", "undelivered")
 
 
 def registry_of(appliance: ApplianceLike, more: Callable[[], Iterable[Metric]] = tuple) -> CollectorRegistry:

@@ -19,15 +19,8 @@ def runner_settings(uri: str, config: ServeConfig) -> tuple[int, str]:
     Raises:
         UsageError: for a URI that cannot be.
     """
-    own = parse_uri(uri).runner_settings
     parsed = parse_uri(uri)
-    size = own.get("queue_events", str(config.queue_events))
-    if not (size.isascii() and size.isdigit() and 0 < int(size) <= 10_000_000):
-        raise parsed.wrong(f"queue_events={size!r}, expected a whole number from 1 to 10000000")
-    policy = own.get("when_full", config.policy)
-    if policy not in ("block", "drop_oldest", "drop_newest"):
-        raise parsed.wrong(f"when_full={policy!r}, expected one of block, drop_oldest, drop_newest")
-    return int(size), policy
+    return parsed.queue_events(config.queue_events), parsed.when_full(config.policy)
 
 
 def sink_of(uri: str, taken: Iterable[str]) -> Sink:

@@ -94,6 +94,7 @@ def _sinks(appliance: Appliance) -> dict[str, Any]:
     return {
         runner.name: asdict(runner.counters)
         | {
+            "undelivered": runner.n_undelivered,
             "up": bool(runner.is_up),
             "depth": runner.depth,
             "limit": runner.limit,

@@ -56,7 +56,7 @@ class SinkEventWriter(EventWriter):
     def loss(self) -> str:
         """What was not delivered, as far as is known; empty if nothing."""
         counters = self._runner.counters
-        lost = counters.failed + counters.dropped + getattr(self._sink, "n_failed", 0)
+        lost = counters.failed + counters.dropped + self._runner.n_undelivered
         why = f": {self._runner.last_error}" if self._runner.last_error else ""
         return (
             f"sink '{self._runner.name}' did not deliver {lost:,} of {counters.put:,} events{why}"

@@ -113,6 +113,11 @@ class SinkRunner:
         return len(self._queue) + len(self._offered)
 
     @property
+    def n_undelivered(self) -> int:
+        """Of those that were sent: how many the sink is known to have lost afterwards (Kafka, Parquet, UDP)."""
+        return int(getattr(self._sink, "n_failed", 0))
+
+    @property
     def is_alive(self) -> bool:
         """Whether its thread runs."""
         return self._thread.is_alive()

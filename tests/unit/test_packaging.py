@@ -57,7 +57,7 @@ def test_each_copy_source_of_the_image_exists():
 @in_checkout
 def test_the_image_runs_the_installed_command_as_nobody_special():
     text = (ROOT / "Dockerfile").read_text()
-    assert 'ENTRYPOINT ["/opt/netcls/bin/netcls"]' in text
+    assert 'ENTRYPOINT ["/opt/netcls/bin/container-start"]' in text
     assert "PYTHONSAFEPATH=1" in text
     assert re.search(r"^USER netcls$", text, re.MULTILINE)
 
