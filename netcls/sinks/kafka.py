@@ -24,6 +24,7 @@ DEFAULT_TOPIC: Final = "netcls.events"
 KEYS: Final = ("community_id", "host", "none")
 
 _METADATA_TIMEOUT_S: Final = 3.0
+_RECHECK_TIMEOUT_S: Final = 1.0
 _CLOSE_TIMEOUT_S: Final = 5.0
 _MAX_TOPIC_CHARACTERS: Final = 249  # Kafka's own limit
 _HEADERS: Final[list[tuple[str, str | bytes | None]]] = [("v", str(SCHEMA_VERSION).encode())]
@@ -71,17 +72,9 @@ class KafkaSink:
 
     def open(self) -> None:
         """See the contract. What librdkafka still holds from before stays there and is sent."""
-        from confluent_kafka import KafkaException
-
         self._is_open = True
         self._producer.poll(0)
-        try:
-            self._producer.list_topics(self._topic, timeout=_METADATA_TIMEOUT_S)
-        except KafkaException as error:
-            self._is_down = True
-            raise self._unreachable(error.args[0].str()) from None
-        self._producer.poll(0)
-        self._is_down = False
+        self._ask(_METADATA_TIMEOUT_S)
 
     def write(self, batch: Sequence[Told]) -> int:
         """See the contract. Fewer are taken where librdkafka's queue is full."""
@@ -89,7 +82,8 @@ class KafkaSink:
 
         self._producer.poll(0)
         if self._is_down:
-            raise self._unreachable("all brokers are down")
+            # Or only the one connection was closed for being idle.
+            self._ask(_RECHECK_TIMEOUT_S)
         for n_taken, told in enumerate(batch):
             try:
                 self._producer.produce(
@@ -128,6 +122,23 @@ class KafkaSink:
         self._producer.flush(_CLOSE_TIMEOUT_S)
         self._producer.purge()
         self._producer.flush(_CLOSE_TIMEOUT_S)
+
+    def _ask(self, timeout_s: float) -> None:
+        """Ask for the topic; afterwards the brokers are up.
+
+        Raises:
+            SinkError: if none answers.
+        """
+        from confluent_kafka import KafkaException
+
+        try:
+            self._producer.list_topics(self._topic, timeout=timeout_s)
+        except KafkaException as error:
+            self._is_down = True
+            raise self._unreachable(error.args[0].str()) from None
+        # Reports and errors of before are taken first.
+        self._producer.poll(0)
+        self._is_down = False
 
     def _key_of(self, told: Told) -> bytes | None:
         if self._key == "host":

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, unquote
@@ -220,21 +220,6 @@ def parse_uri(text: str) -> SinkUri:
     return SinkUri(
         text, scheme, unquote(path), tuple(_host(text, host, kind) for host in hosts), settings, runner
     )
-
-
-def sinks_of(texts: Iterable[str]) -> list[Sink]:
-    """The sinks of several URIs, each with its own name: ``file``, ``file-2``.
-
-    Raises:
-        UsageError: see :func:`parse_uri` and :meth:`SinkUri.sink`.
-    """
-    seen: dict[str, int] = {}
-    sinks = []
-    for uri in map(parse_uri, texts):
-        seen[uri.name] = seen.get(uri.name, 0) + 1
-        number = seen[uri.name]
-        sinks.append(uri.sink(uri.name if number == 1 else f"{uri.name}-{number}"))
-    return sinks
 
 
 def _settings(text: str, query: str, kind: _Kind) -> dict[str, str]:

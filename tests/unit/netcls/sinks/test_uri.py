@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from capture.errors import UsageError
 from netcls.sinks.csv_file import CsvFileSink
 from netcls.sinks.parquet_files import ParquetFilesSink
-from netcls.sinks.uri import SinkUri, parse_uri, sinks_of
+from netcls.sinks.uri import SinkUri, parse_uri
 from netcls.sinks.zeek_log import ZeekLogSink
 
 
@@ -91,11 +91,11 @@ def test_a_password_is_in_no_error() -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_each_sink_has_a_name_of_its_own(tmp_path: Path) -> None:
-    sinks = sinks_of([f"csv:{tmp_path}/a", f"csv:{tmp_path}/b", f"zeek:{tmp_path}", f"parquet:{tmp_path}"])
-    assert [sink.name for sink in sinks] == ["csv", "csv-2", "zeek", "parquet"]
-    kinds = [CsvFileSink, CsvFileSink, ZeekLogSink, ParquetFilesSink]
-    assert [type(sink) for sink in sinks] == kinds
+def test_a_sink_is_of_the_kind_that_its_uri_names(tmp_path: Path) -> None:
+    sinks = [parse_uri(f"{scheme}:{tmp_path}/x").sink() for scheme in ("csv", "zeek", "parquet")]
+    assert [type(sink) for sink in sinks] == [CsvFileSink, ZeekLogSink, ParquetFilesSink]
+    assert [sink.name for sink in sinks] == ["csv", "zeek", "parquet"]
+    assert parse_uri(f"csv:{tmp_path}/x").sink("csv-2").name == "csv-2"
 
 
 @given(st.text())
