@@ -286,7 +286,9 @@ class FlowTable:
     def spare(self) -> FlowTable:
         """A small empty table that keeps the same of each flow: to load the kernels with."""
         sizes = TableSizes(_FEWEST_FLOWS, _FEWEST_FLOWS, flow_update.PACKET_ROWS, flow_update.PACKET_ROWS)
-        return FlowTable(FlowTableConfig(), self._keep, sizes=sizes)
+        table = FlowTable(FlowTableConfig(), self._keep, sizes=sizes)
+        table._grow_index()  # it has a kernel of its own
+        return table
 
     @property
     def most_flows(self) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from capture.block import PacketBlock
-from capture.decode import DecodeOptions, Decoder, decode
+from capture.decode import DecodeOptions, Decoder
 from capture.flow_batch import EndReason, FlowStep, KeepSpec
 from capture.flow_table import FlowTable, FlowTableConfig
 from capture.handshake import HandshakeTracker
@@ -69,6 +69,7 @@ class CaptureLoop:
         sni: bool = True,
     ) -> None:
         self.sources = list(sources)
+        self._decode_options = decode_options
         self._decoders = [Decoder(decode_options) for _ in self.sources]
         self.handshakes = [HandshakeTracker() if sni else None for _ in self.sources]
         self.tables = [FlowTable(config(len(self.sources)), keep) for _ in self.sources]
@@ -91,11 +92,13 @@ class CaptureLoop:
         for source in self.sources:
             source.warm_up()
         block = _warm_up_block()
+        # Of its own: the books of the one in use begin at 0.
+        decoded = Decoder(self._decode_options).decode(block)
         if self.handshakes[0] is not None:
-            self.handshakes[0].see(block, decode(block))
+            self.handshakes[0].see(block, decoded)
         for table in self.tables[:1]:
             spare = table.spare()
-            for _ in (*spare.push(block, decode(block)), *spare.advance(1), *spare.flush()):
+            for _ in (*spare.push(block, decoded), *spare.advance(1), *spare.flush()):
                 pass
         if self._save is not None:
             pcap_records(block)
@@ -252,12 +255,15 @@ class CaptureLoop:
 
 
 def _warm_up_block() -> PacketBlock:
-    """One packet that is no packet: the kernels are compiled for its columns all the same."""
+    """One packet that is no packet: the kernels are compiled for its columns all the same.
+
+    Its link type is unknown, and so it goes the way of tunnels and fragments, too.
+    """
     return PacketBlock(
         ts_ns=np.zeros(1, np.int64),
         captured_len=np.ones(1, np.uint32),
         wire_len=np.ones(1, np.uint32),
         offset=np.zeros(1, np.int64),
-        link_type=np.zeros(1, np.uint16),
+        link_type=np.full(1, 0xFFFF, np.uint16),
         data=np.zeros(1, np.uint8),
     )

@@ -34,6 +34,7 @@ SYN_KNOWN: Final = 32  # << direction: `syn_seq` of that direction holds its SYN
 GIVEN_EARLY: Final = 128  # the ready timeout has passed; this one does not outlive an active timeout
 IS_TUNNELLED: Final = 256  # the row of `tunnels` is this flow's
 HOLDS_SLAB: Final = 512
+SEQ_SEEN: Final = 1024  # << direction: where SYN_KNOWN is not, `syn_seq` is one below the first number seen
 
 NO_SLAB: Final = -1
 SENTINEL: Final = 0
@@ -91,7 +92,7 @@ OPEN_FLOW_DTYPE: Final = np.dtype(
         ("end_reason", "u1"),
         ("spare_2", "u1"),
         ("n_kept", "<u2"),
-        ("syn_seq", "<u4", (2,)),  # of the last SYN per direction
+        ("syn_seq", "<u4", (2,)),  # of the last SYN per direction; see SYN_KNOWN, SEQ_SEEN
         ("tag", "<u4"),
         ("slab", "<i4"),  # while HOLDS_SLAB
         ("spare_3", "<u8"),

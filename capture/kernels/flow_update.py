@@ -64,6 +64,7 @@ from capture.kernels.flow_state import (
     ROW_WORD_OF,
     RST,
     SENTINEL,
+    SEQ_SEEN,
     SYN,
     SYN_KNOWN,
     TUNNEL_WORDS,
@@ -91,6 +92,8 @@ from capture.tunnel import mix
 PACKET_ROWS: Final = 4
 # So many packets in a row, all older than the clock by more than a timeout, mean that the clock was wrong, not they.
 STALE_PACKETS: Final = 1000
+# How far a SYN that is captured late may lie before the first sequence number that was seen of its direction.
+LATE_SYN_BYTES: Final = 1 << 20
 # So many packets before it is needed, memory is asked for.
 SLOT_AHEAD: Final = 24
 FLOW_AHEAD: Final = 16
@@ -290,12 +293,17 @@ def oldest_row(table):  # type: ignore[no-untyped-def]
 def is_new_connection(flow, direction, tcp_flags, seq):  # type: ignore[no-untyped-def]
     """True for a SYN that reuses the ports of a connection that has ended or lost its end.
 
-    A SYN repeated with its old sequence number is a retransmission, at any time. Another number on a flow that
-    nobody has answered is another attempt of the same flow.
+    A SYN repeated with its old sequence number is a retransmission, at any time. One whose number lies right before
+    the first that was seen, when no SYN was, is that SYN, captured late. Another number on a flow that nobody has
+    answered is another attempt of the same flow.
     """
     if tcp_flags & (SYN | ACK | RST) != SYN:
         return False
-    if flow.state & (SYN_KNOWN << direction) and flow.syn_seq[direction] == seq:
+    behind = (np.int64(flow.syn_seq[direction]) - np.int64(seq)) & 0xFFFFFFFF
+    if flow.state & (SYN_KNOWN << direction):
+        if behind == 0:
+            return False
+    elif flow.state & (SEQ_SEEN << direction) and behind < LATE_SYN_BYTES:
         return False
     return flow.state & (IS_CLOSING | ANSWERED) != 0
 
@@ -408,6 +416,9 @@ def follow_tcp(flow, direction, tcp_flags, seq, ack):  # type: ignore[no-untyped
             # It acknowledges the SYN that the capture lacks, or has yet to show.
             flow.syn_seq[1 - direction] = np.uint32((np.int64(ack) - 1) & 0xFFFFFFFF)
             state |= SYN_KNOWN << (1 - direction)
+    elif tcp_flags & SYN == 0 and not state & ((SYN_KNOWN | SEQ_SEEN) << direction):
+        flow.syn_seq[direction] = np.uint32((np.int64(seq) - 1) & 0xFFFFFFFF)
+        state |= SEQ_SEEN << direction
     if tcp_flags & FIN:
         state |= FIN_SEEN << direction
     if tcp_flags & RST or state & (3 * FIN_SEEN) == 3 * FIN_SEEN:

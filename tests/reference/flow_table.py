@@ -51,6 +51,7 @@ class Flow:
     packets: list[tuple[int, Packet]] = field(default_factory=list)
     last_ts_ns: int = 0
     syn_seq: dict[int, int] = field(default_factory=dict)
+    first_seq: dict[int, int] = field(default_factory=dict)
     fins: set[int] = field(default_factory=set)
     is_closing: bool = False
     is_answered: bool = False
@@ -208,7 +209,14 @@ class NaiveFlowTable:
         return int(source != flow.client_end)
 
     def is_new_connection(self, flow: Flow, packet: Packet, direction: int) -> bool:
-        if packet.tcp_flags & (SYN | ACK | RST) != SYN or flow.syn_seq.get(direction) == packet.tcp_seq:
+        if packet.tcp_flags & (SYN | ACK | RST) != SYN:
+            return False
+        if direction in flow.syn_seq:
+            is_old = flow.syn_seq[direction] == packet.tcp_seq
+        else:
+            first = flow.first_seq.get(direction)
+            is_old = first is not None and (first - 1 - packet.tcp_seq) % 2**32 < 2**20
+        if is_old:
             return False
         return flow.is_closing or flow.is_answered
 
@@ -246,6 +254,7 @@ class NaiveFlowTable:
         )
         successor.quality = old.quality & (QUALITY_MIDSTREAM | QUALITY_DIRECTION_GUESSED)
         successor.syn_seq, successor.fins = old.syn_seq, old.fins
+        successor.first_seq = old.first_seq
         successor.tunnel_ids = dict(old.tunnel_ids)
         successor.is_closing, successor.is_answered = old.is_closing, old.is_answered
         self.end(old, EndReason.ACTIVE)
@@ -293,6 +302,8 @@ class NaiveFlowTable:
             flow.syn_seq[direction] = packet.tcp_seq
             if packet.tcp_flags & ACK:
                 flow.syn_seq.setdefault(1 - direction, (packet.tcp_ack - 1) % 2**32)
+        if packet.tcp_flags and not packet.tcp_flags & SYN and direction not in flow.syn_seq:
+            flow.first_seq.setdefault(direction, packet.tcp_seq)
         if packet.tcp_flags & FIN:
             flow.fins.add(direction)
         if packet.tcp_flags & RST or len(flow.fins) == 2:
