@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from netcls.sinks.base import SinkError, Told
 from netcls.sinks.network_lines import TcpLinesSink, UdpLinesSink
+from netcls.sinks.runner import SinkRunner
 from tests.unit.netcls.sinks.told import many
 
 
@@ -126,3 +128,33 @@ def test_a_refused_datagram_is_told_and_the_receivers_return_noticed() -> None:
         sink.open()
         assert sink.write(many(2)) == 2
         assert [len(bound.recv(65536)) > 0 for _ in range(3)] == [False, True, True]
+
+
+def test_the_runner_connects_again_says_it_once_and_loses_what_nobody_had_read_at_most() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    address = server.getsockname()
+    said: list[bool] = []
+    runner = SinkRunner(TcpLinesSink(*address), on_state=lambda _name, is_up, _why: said.append(is_up))
+    runner.start()
+    connection, _ = server.accept()
+    runner.put(many(10))
+    with connection.makefile("rb") as stream:
+        assert [json.loads(stream.readline())["flow_id"] for _ in range(10)] == list(range(10))
+    connection.close()
+    server.close()
+    runner.put(many(5))
+    wait_for(lambda: said == [False])
+    server = socket.create_server(address)
+    connection, _ = server.accept()
+    with connection, server, connection.makefile("rb") as stream:
+        assert [json.loads(stream.readline())["flow_id"] for _ in range(5)] == list(range(5))
+        wait_for(lambda: said == [False, True])
+        assert runner.close()
+    assert (runner.counters.put, runner.counters.sent, runner.counters.dropped) == (15, 15, 0)
+
+
+def wait_for(is_true: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
