@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 
 from capture.representations import build
-from netcls.datasets.dataset_build import divided, stored_repeats
 from netcls.datasets.shard import SHARD_ROWS, shard_name, write_table
 from netcls.datasets.sources import DATASET_FILE, DataOptions
 from netcls.datasets.splits import SplitOptions
@@ -36,6 +35,7 @@ from netcls.datasets.stored import (
     StoredDataset,
     open_dataset,
 )
+from netcls.datasets.stored_split import divided, stored_repeats
 from netcls.datasets.stored_use import dataset_source
 
 

@@ -29,7 +29,7 @@ from netcls.evaluation.comparison_data import (
     read_comparison_data,
     split_facts,
 )
-from netcls.evaluation.contenders import Contender, checkpoint_contender
+from netcls.evaluation.contenders import Contender, NetworkClassifier, checkpoint_contender
 from netcls.evaluation.measures import (
     Answers,
     ask,
@@ -42,7 +42,7 @@ from netcls.evaluation.retraining import Retrainer, can_train
 from netcls.evaluation.seen_captures import SeenCaptures, seen_captures
 from netcls.evaluation.shortcuts import after_packets, check_shortcuts
 from netcls.evaluation.trained_rows import CHEAP_ROWS, FROM_RANDOM_WEIGHTS, ROWS, RowChoice, RowTrainer
-from netcls.evaluation.unknowns import measure_unknowns
+from netcls.evaluation.unknowns import backbone_of, measure_unknowns
 from netcls.evaluation.verdict import best_network, verdict_of
 from netcls.training_run import wait_passively
 
@@ -224,7 +224,7 @@ def run_evaluate(options: EvaluateOptions, on_progress: Progress | None = None) 
             on_progress=lambda details: tell("baselines", details),
         )
         calibrate_baselines(contenders, data)
-        rows, answers = _measured(options, contenders, data, tell)
+        rows, answers = _measured(options, base, contenders, data, tell)
         if options.checks and options.retrained_fields and can_train(data):
             _retrain(options, base, networks, contenders, rows, data, tell)
         curve = [] if trainer is None else _learning_curve(options, trainer, trees, data)
@@ -338,8 +338,20 @@ def _learning_curve(
     return [{"name": name, "points": points} for name, points in curves.items()]
 
 
+def _backbone_under(contender: Contender, base: Checkpoint | None) -> Checkpoint | None:
+    """The backbone that a contender started from; None where it did not, or where that is not at hand."""
+    if contender.kind == "model" and isinstance(contender.classifiers[0], NetworkClassifier):
+        return backbone_of(contender.classifiers[0].checkpoint)
+    is_based = contender.kind == "trained" and contender.name != FROM_RANDOM_WEIGHTS
+    return base if is_based and base is not None and base.kind == "backbone" else None
+
+
 def _measured(
-    options: EvaluateOptions, contenders: list[Contender], data: ComparisonData, tell: Progress
+    options: EvaluateOptions,
+    base: Checkpoint | None,
+    contenders: list[Contender],
+    data: ComparisonData,
+    tell: Progress,
 ) -> tuple[list[dict[str, Any]], dict[str, Answers]]:
     """One row of the result for each contender, and what those that were run said of the test part."""
     rows, answers = [], {}
@@ -357,9 +369,11 @@ def _measured(
             said = ask(contender, data, data.rows(TEST))
             answers[contender.name] = said
             row |= measure_contender(contender, data, said, seed=options.seed)
-            row["unknown"] = (
-                None if contender.knows(data.unknown_names) else measure_unknowns(contender, data, said)
-            )
+            row["unknown"] = None
+            if not contender.knows(data.unknown_names):
+                row["unknown"] = measure_unknowns(
+                    contender, data, said, _backbone_under(contender, base), options.device
+                )
             if options.checks and (contender.kind != "baseline" or contender.name == CHECKED_BASELINE):
                 tell("checks", {"name": contender.name})
                 row |= check_shortcuts(

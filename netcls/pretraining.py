@@ -16,17 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from capture.errors import DataError, UsageError
-from netcls.datasets.build import token_hashes
+from capture.errors import UsageError
+from netcls.corpus import Corpus, CorpusOptions, collect_corpus
 from netcls.datasets.files import write_then_rename
-from netcls.datasets.prepare import file_digest
-from netcls.inputs import STDIN, find_captures
 from netcls.training_run import CORPUS_FILE, check_out, wait_passively
 
 if TYPE_CHECKING:
-    from capture.representations.base import Representation, TokenBatch
+    from capture.representations.base import Representation
     from models.learning.pretrain import PretrainResult
     from netcls.tensorboard import EventLog
 
@@ -44,7 +40,7 @@ class PretrainOptions:
     """All that decides a pre-training run.
 
     Attributes:
-        data: captures, or folders that hold captures at any depth.
+        data: captures, folders that hold captures at any depth, or datasets that `netcls dataset build` made.
         out: checkpoint folder to make; must not exist or be empty.
         exclude: captures that must not be seen, by path, and text files (``.txt``, ``.sha256``) that list captures:
             a path relative to the list, or a SHA-256, at the beginning of each line. A capture with the bytes of
@@ -60,6 +56,7 @@ class PretrainOptions:
         learning_rate: for a step of 256 flows.
         max_flows_per_capture: of each capture, a seeded sample; 0: all. Keeps scans from being the corpus.
         min_packets: flows with fewer packets are left out.
+        all_parts: of a built dataset also the calibration and test parts; else its training and validation parts only.
         seed: of everything random.
         threads: of reading and training; None: 2 for reading, torch's own for training.
         device: auto, cpu or cuda.
@@ -83,6 +80,7 @@ class PretrainOptions:
     learning_rate: float = 1e-3
     max_flows_per_capture: int = 500
     min_packets: int = 1
+    all_parts: bool = False
     seed: int = 0
     threads: int | None = None
     device: str = "auto"
@@ -99,22 +97,18 @@ class PretrainOptions:
                 f"max_flows_per_capture is {self.max_flows_per_capture}; expected 1 or more, or 0 for all"
             )
 
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """Model input to learn from, and where it came from.
-
-    Attributes:
-        tokens: one row a distinct input, in the order in which they were met.
-        captures: (SHA-256, name) of each capture that gave flows.
-        facts: counts, as JSON values.
-        warnings: one line each.
-    """
-
-    tokens: TokenBatch
-    captures: tuple[tuple[str, str], ...]
-    facts: dict[str, int]
-    warnings: tuple[str, ...]
+    def corpus_options(self) -> CorpusOptions:
+        """What is read, and how much of it."""
+        return CorpusOptions(
+            self.data,
+            self.exclude,
+            self.max_flows_per_capture,
+            self.min_packets,
+            self.all_parts,
+            self.seed,
+            self.threads or 2,
+            self.cache_dir,
+        )
 
 
 def run_pretrain(options: PretrainOptions, on_progress: Progress | None = None) -> dict[str, Any]:
@@ -165,8 +159,13 @@ def run_pretrain(options: PretrainOptions, on_progress: Progress | None = None) 
         device=options.device,
     )
     autocast_dtype(options.precision, choose_device(options.device))  # refused before the captures are read
+
+    def on_read(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress("read", {"done": done, "total": total})
+
     with _event_log(options, place_in_team().is_first) as log:
-        corpus = collect_corpus(options, representation, on_progress)
+        corpus = collect_corpus(options.corpus_options(), representation, on_read)
         read_s = time.monotonic() - start_s
 
         def on_step(details: dict[str, Any]) -> None:
@@ -202,108 +201,6 @@ def _event_log(options: PretrainOptions, is_first: bool) -> EventLog | contextli
     if options.tensorboard is None or not is_first:
         return contextlib.nullcontext()
     return EventLog(options.tensorboard, resume=options.resume)
-
-
-def collect_corpus(
-    options: PretrainOptions, representation: Representation, on_progress: Progress | None = None
-) -> Corpus:
-    """The distinct model inputs of all captures that are not excluded.
-
-    Raises:
-        DataError: nothing is left to learn from.
-    """
-    from netcls.datasets.capture_flows import concatenate_tokens, process_captures
-
-    paths = sorted({Path(name) for place in options.data for name in _captures_of(place)})
-    excluded = _excluded_digests(options.exclude)
-    digests = [file_digest(path) for path in paths]
-    wanted = [(path, digest) for path, digest in zip(paths, digests, strict=True) if digest not in excluded]
-    seen: set[bytes] = set()
-    parts, captures, warnings = [], [], []
-    counts = {
-        "captures_excluded": len(paths) - len(wanted),
-        "captures_unreadable": 0,
-        "flows": 0,
-        "flows_sampled": 0,
-    }
-    flows_of = process_captures(
-        [path for path, _ in wanted],
-        representation,
-        at_most=options.max_flows_per_capture or None,
-        seed=options.seed,
-        threads=options.threads or 2,
-        cache_dir=options.cache_dir,
-        on_progress=None
-        if on_progress is None
-        else lambda done, total: on_progress("read", {"done": done, "total": total}),
-    )
-    for (path, digest), flows in zip(wanted, flows_of, strict=True):
-        if flows.error and not flows.n_packets:
-            counts["captures_unreadable"] += 1
-            warnings.append(flows.error)
-            continue
-        enough = np.flatnonzero(flows.records["packets"].sum(axis=1) >= options.min_packets)
-        tokens = flows.tokens.take(enough)
-        counts["flows"] += flows.n_flows
-        counts["flows_sampled"] += len(tokens)
-        new = _unseen(tokens, seen)
-        captures.append((digest, path.name))
-        parts.append(tokens.take(new))
-    if not seen:
-        raise DataError(
-            f"{', '.join(options.data)}: no flow to learn from in {len(wanted)} captures; give captures with IP traffic"
-        )
-    facts = {"captures": len(captures), **counts, "distinct_inputs": len(seen)}
-    return Corpus(concatenate_tokens(parts), tuple(captures), facts, tuple(warnings[:20]))
-
-
-def _unseen(tokens: TokenBatch, seen: set[bytes]) -> np.ndarray[Any, np.dtype[np.intp]]:
-    """Rows whose input was not met before, each once; ``seen`` grows by them."""
-    rows = []
-    for row, digest in enumerate(token_hashes(tokens)):
-        if digest not in seen:
-            seen.add(digest)
-            rows.append(row)
-    return np.array(rows, np.intp)
-
-
-def _captures_of(place: str) -> list[str]:
-    if place == STDIN:
-        raise UsageError("pre-training reads captures more than once; give files or folders, not '-'")
-    found = find_captures(place)
-    for name in found:
-        if not Path(name).is_file():
-            raise DataError(f"{name}: does not exist; expected a capture or a folder of captures")
-    return found
-
-
-def _excluded_digests(exclude: Sequence[str]) -> set[str]:
-    """SHA-256 of every excluded capture.
-
-    Raises:
-        DataError: one is not there; to leave it in by mistake would spoil a test.
-    """
-    digests: set[str] = set()
-    for place in exclude:
-        path = Path(place)
-        if path.suffix in (".txt", ".sha256") and path.is_file():
-            for line in filter(None, path.read_text(encoding="utf-8").splitlines()):
-                digests.add(_listed_digest(line, path))
-        else:
-            digests.update(file_digest(Path(name)) for name in _captures_of(place))
-    return digests
-
-
-def _listed_digest(line: str, listing: Path) -> str:
-    first = line.split()[0] if line.split() else ""
-    if len(first) == 64 and all(character in "0123456789abcdef" for character in first):
-        return first
-    path = listing.parent / line.strip()
-    if not path.is_file():
-        raise DataError(
-            f"{listing}: lists {line.strip()[:80]!r}; expected a SHA-256 or the path of a capture that is there"
-        )
-    return file_digest(path)
 
 
 def _training_facts(options: PretrainOptions, trained: PretrainResult) -> dict[str, Any]:

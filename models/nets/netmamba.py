@@ -215,6 +215,24 @@ class NetMambaPretrainer(_Encoder):
         error = (predicted - strides).square().mean(-1)
         return (error * mask).sum() / mask.sum(), predicted, mask
 
+    def flow_loss(self, bytes: Tensor, generator: torch.Generator) -> Tensor:
+        """How badly each flow is predicted from a part of itself, for one draw of masks.
+
+        Args:
+            bytes: uint8 (F, n_bytes).
+            generator: source of the masks.
+
+        Returns:
+            float32 (F,), mean squared error of the scaled bytes of the hidden strides that are not all padding; 0 for a
+            flow that has none.
+        """
+        _, predicted, mask = self(bytes, generator)
+        strides = self.scaled_strides(bytes)
+        counted = mask * (strides > -1).any(-1)
+        error = (predicted - strides).square().mean(-1)
+        per_flow: Tensor = (error * counted).sum(1) / counted.sum(1).clamp(min=1)
+        return per_flow
+
     def skip_draws(self, generator: torch.Generator, n_flows: int) -> None:
         """Draw and forget what the masks of ``n_flows`` flows take of ``generator``; a later part goes on."""
         torch.rand(n_flows, self.config.n_strides, generator=generator, device=generator.device)

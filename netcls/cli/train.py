@@ -255,6 +255,11 @@ def finetune(**options: Any) -> None:
     default=1,
     help="Leave out flows with fewer packets.",
 )
+@click.option(
+    "--all-parts",
+    is_flag=True,
+    help="Of a built dataset also the calibration and test parts; a model that is tested on them is not honest then.",
+)
 @run_options
 @seed_option
 @threads_option
@@ -264,7 +269,8 @@ def finetune(**options: Any) -> None:
 def pretrain(**options: Any) -> None:
     """Unlabelled captures to a backbone checkpoint.
 
-    DATA is captures, or folders that hold captures at any depth. Give --steps, --max-seconds, or both.
+    DATA is captures, folders that hold captures at any depth, or datasets that 'netcls dataset build' made (their
+    training and validation parts). Give --steps, --max-seconds, or both.
     Ctrl-C and SIGTERM save the run for --resume. Several devices, or processes on one CPU:
     torchrun --nproc-per-node N --no-python netcls pretrain ...
     """

@@ -26,11 +26,11 @@ from capture.flow_batch import FLOW_DTYPE, PACKET_DTYPE, KeepSpec
 from netcls.arrow import require_pyarrow
 from netcls.datasets.build import BuildOptions, BuildReport, check_report
 from netcls.datasets.files import write_then_rename
-from netcls.datasets.repeats import DropRepeats, drop_repeats, find_repeats, repeat_facts
+from netcls.datasets.repeats import DropRepeats, drop_repeats, repeat_facts
 from netcls.datasets.shard import ShardFacts, ShardTask, load_facts, task_key, write_table
 from netcls.datasets.shard_workers import write_shards
 from netcls.datasets.sources import DATASET_FILE, DataOptions, DataSource, read_source
-from netcls.datasets.splits import PARTS, Split, SplitOptions, make_split
+from netcls.datasets.splits import PARTS, Split, SplitOptions
 from netcls.datasets.stored import (
     CAPTURES_FILE,
     FORMAT,
@@ -38,9 +38,9 @@ from netcls.datasets.stored import (
     SHARDS_FOLDER,
     SPLIT_FILE,
     UNUSED_FILE,
-    StoredDataset,
     fields_of,
 )
+from netcls.datasets.stored_split import divided, stored_repeats
 from netcls.datasets.unused import NO_LABEL, skipped_table, unused_schema
 
 if TYPE_CHECKING:
@@ -353,7 +353,7 @@ def _write_unused(path: Path, tasks: list[ShardTask], source: DataSource) -> dic
 def _write_split(run: Path, options: DatasetOptions) -> dict[str, Any]:
     """Divide the flows, find repeats across the parts, and write both.
 
-    Held in memory are about 150 bytes of each flow while this runs (measured: docs/experiments.md).
+    How much of each flow is held in memory meanwhile: :mod:`netcls.datasets.stored_split`.
     """
     from netcls.datasets.stored_use import dataset_source
 
@@ -368,33 +368,6 @@ def _write_split(run: Path, options: DatasetOptions) -> dict[str, Any]:
     pa = require_pyarrow()
     write_table(run / SPLIT_FILE, pa.table({"part": part, "repeat": repeats}))
     return _split_facts(split, part, repeated, options)
-
-
-def divided(dataset: StoredDataset, source: DataSource, options: SplitOptions) -> Split:
-    """The split that the captures themselves would get, its parts in order of rows."""
-    from netcls.datasets.stored_use import dataset_columns
-
-    flows = dataset_columns(dataset, source, with_hosts=options.kind == "host")
-    order = _serial_order(dataset)
-    split = make_split(flows.take(order), options)
-    part = np.empty(len(order), np.int8)
-    part[order] = split.part
-    split.part = part
-    return split
-
-
-def stored_repeats(dataset: StoredDataset, part: NDArray[np.int8]) -> NDArray[np.int8]:
-    """Which flows an earlier part has already, see `find_repeats`: int8 (N,)."""
-    hashes = [dataset.columns_of(number, HASHES) for number in range(dataset.captures.num_rows)]
-    return find_repeats(part, *(np.concatenate([columns[name] for columns in hashes]) for name in HASHES))
-
-
-def _serial_order(dataset: StoredDataset) -> NDArray[np.int64]:
-    parts = [np.empty(0, np.int64)]
-    for capture, first in enumerate(dataset.first_rows[:-1]):
-        serial = dataset.columns_of(capture, ("serial",))["serial"]
-        parts.append(first + np.argsort(serial, kind="stable"))
-    return np.concatenate(parts)
 
 
 def _split_facts(

@@ -5,6 +5,7 @@ N is the number of flows. Hashes are those of `netcls.datasets.shard.FlowHashes`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -14,6 +15,9 @@ from netcls.datasets.splits import LEFT_OUT, PARTS
 
 DropRepeats = Literal["none", "exact", "near"]
 KINDS: Final = get_args(DropRepeats)
+
+_SORTED_AT_ONCE: Final = 1 << 22  # flows; about 40 bytes of each are held while they are sorted
+_LOOKED_AT_ONCE: Final = 1 << 20
 
 NO_REPEAT: Final = 0
 EXACT: Final = 1
@@ -28,14 +32,16 @@ def find_repeats(
     Args:
         part: int8 (N,).
         input_hash: uint64 (N,), equal where the default model input is.
-        shape_hash: uint64 (N,), equal where protocol and signed payload sizes are.
+        shape_hash: uint64 (N,), equal where protocol and signed payload sizes are. Both may be mapped from a file; they
+            are read from beginning to end once for every four million flows.
 
     Returns:
         int8 (N,): ``EXACT`` where the input is in an earlier part, else ``NEAR`` where the shape is, else 0.
     """
     repeats = np.zeros(len(part), np.int8)
-    repeats[_in_earlier_part(part, shape_hash)] = NEAR
-    repeats[_in_earlier_part(part, input_hash)] = EXACT
+    for hashes, kind in ((shape_hash, NEAR), (input_hash, EXACT)):
+        for rows in _in_earlier_part(part, hashes):
+            repeats[rows] = kind
     return repeats
 
 
@@ -58,11 +64,29 @@ def repeat_facts(part: NDArray[np.int8], repeats: NDArray[np.int8]) -> dict[str,
     }
 
 
-def _in_earlier_part(part: NDArray[np.int8], hashes: NDArray[np.uint64]) -> NDArray[np.intp]:
-    rows = np.flatnonzero((hashes != 0) & (part >= 0))
-    order = rows[np.lexsort((part[rows], hashes[rows]))]
-    ordered = hashes[order]
-    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] ^ np.uint64(1)))
-    lengths = np.diff(np.append(starts, len(order)))
-    earliest = np.repeat(part[order[starts]], lengths)
-    return order[part[order] > earliest]
+def _in_earlier_part(part: NDArray[np.int8], hashes: NDArray[np.uint64]) -> Iterator[NDArray[np.intp]]:
+    """Rows whose hash an earlier part has, some at a time: equal hashes share their first bits."""
+    bits = max(0, (len(part) // _SORTED_AT_ONCE).bit_length())
+    for first_bits in range(1 << bits):
+        rows = _rows_beginning(part, hashes, bits, first_bits)
+        those = hashes[rows]
+        order = np.lexsort((part[rows], those))
+        rows, ordered = rows[order], those[order]
+        starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] ^ np.uint64(1)))
+        lengths = np.diff(np.append(starts, len(rows)))
+        earliest = np.repeat(part[rows[starts]], lengths)
+        yield rows[part[rows] > earliest]
+
+
+def _rows_beginning(
+    part: NDArray[np.int8], hashes: NDArray[np.uint64], bits: int, first_bits: int
+) -> NDArray[np.intp]:
+    """Rows in any part whose hash is not 0 and begins with ``first_bits``, a number of ``bits`` bits."""
+    found = []
+    for start in range(0, len(part), _LOOKED_AT_ONCE):
+        some = hashes[start : start + _LOOKED_AT_ONCE]
+        is_one = (some != 0) & (part[start : start + _LOOKED_AT_ONCE] >= 0)
+        if bits:
+            is_one &= some >> np.uint64(64 - bits) == first_bits
+        found.append(start + np.flatnonzero(is_one))
+    return np.concatenate(found) if found else np.empty(0, np.intp)

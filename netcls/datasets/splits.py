@@ -10,9 +10,9 @@ G is the number of units, C of classes, N of flows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ _MEANING: Final = {
     "time": "by time: in each class the earliest captures train and the latest are tested",
     "flow": "within-capture split: optimistic",
 }
+_CHUNK: Final = 1 << 20  # flows
 # Tried units a step: enough to come near the targets, few enough that seeds give different splits.
 _CANDIDATES: Final = 8
 # Calibration takes whole groups or hosts only from classes that keep so many to train on, and only where so large a
@@ -91,18 +92,18 @@ class SplitInput:
     """What a split looks at, a row a flow.
 
     Attributes:
-        labels: int64 (N,), 0 to C-1.
-        capture, group, host: int64 (N,), indices.
+        labels: int64 or narrower (N,), 0 to C-1.
+        capture, group, host: the same, indices; what the kind of split does not look at may be one repeated 0.
         time_s: float64 (N,), when the flow (or its capture) was, seconds.
         label_names: C names.
         group_names: values of the group columns of each group.
         group_columns: their names.
     """
 
-    labels: NDArray[np.int64]
-    capture: NDArray[np.int64]
-    group: NDArray[np.int64]
-    host: NDArray[np.int64]
+    labels: NDArray[Any]
+    capture: NDArray[Any]
+    group: NDArray[Any]
+    host: NDArray[Any]
     time_s: NDArray[np.float64]
     label_names: Sequence[str]
     group_names: Sequence[tuple[str, ...]]
@@ -167,7 +168,10 @@ def make_split(flows: SplitInput, options: SplitOptions) -> Split:
     rng = np.random.default_rng(options.seed)
     units = _units(flows, options.kind)
     # One row a unit; for single flows it would be one a flow, and is not needed.
-    counts = _unit_class_counts(units * (options.kind != "flow"), flows.labels, len(flows.label_names))
+    n_classes = len(flows.label_names)
+    counts = np.zeros((1, n_classes), np.int64)
+    if options.kind != "flow":
+        counts = _unit_class_counts(units, flows.labels, n_classes)
     if options.leave_out:
         test_units = _named_units(flows, options)
     elif options.kind == "time":
@@ -176,7 +180,7 @@ def make_split(flows: SplitInput, options: SplitOptions) -> Split:
         test_units = _choose_flows(flows.labels, options.test, rng)
     else:
         test_units = choose_units(counts, options.test, rng)
-    part = np.where(test_units[units], TEST, TRAIN).astype(np.int8)
+    part = np.where(test_units, TEST, TRAIN).astype(np.int8)[units]
     fallback: tuple[str, ...] = ()
     if options.kind == "group" and options.rule == "each":
         fallback = _leave_out_relatives(flows, part)
@@ -188,8 +192,7 @@ def make_split(flows: SplitInput, options: SplitOptions) -> Split:
         options,
         _describe(flows, options, unseen),
         fallback=fallback,
-        calibration_unseen=options.kind != "flow"
-        and not np.isin(units[part == CALIBRATION], units[part == TRAIN]).any(),
+        calibration_unseen=options.kind != "flow" and not _share_units(units, part, CALIBRATION, TRAIN),
         n_left_out=n_left_out,
         warnings=warnings,
     )
@@ -259,22 +262,56 @@ def choose_units(
     return chosen
 
 
-def _units(flows: SplitInput, kind: SplitKind) -> NDArray[np.int64]:
+def _units(flows: SplitInput, kind: SplitKind) -> NDArray[Any]:
     by_kind = {"capture": flows.capture, "time": flows.capture, "group": flows.group, "host": flows.host}
     units = by_kind.get(kind)
     if units is None:
         return np.arange(len(flows.labels), dtype=np.int64)
-    return np.unique(units, return_inverse=True)[1].astype(np.int64)
+    return _renumbered(units)
+
+
+def _renumbered(values: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers without gaps, in the same order: the inverse of ``np.unique``, without sorting."""
+    present = _is_present(values)
+    return np.asarray((np.cumsum(present) - 1).astype(values.dtype)[values])
+
+
+def _is_present(values: NDArray[Any], of: tuple[NDArray[np.int8], int] | None = None) -> NDArray[np.bool_]:
+    """Which of the numbers from 0 to the largest occur; with ``of`` only in one part."""
+    present = np.zeros(int(values.max(initial=-1)) + 1, bool)
+    for rows in _chunks(len(values)):
+        present[values[rows] if of is None else values[rows][of[0][rows] == of[1]]] = True
+    return present
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    """Slices of all flows, so that what is computed of each takes little memory."""
+    return (slice(start, start + _CHUNK) for start in range(0, n, _CHUNK))
 
 
 def _unit_class_counts(
-    units: NDArray[np.int64], labels: NDArray[np.int64], n_classes: int
+    units: NDArray[Any],
+    labels: NDArray[Any],
+    n_classes: int,
+    of: tuple[NDArray[np.int8], int] | None = None,
 ) -> NDArray[np.int64]:
+    """Flows of each class in each unit: int64 (G, C); with ``of`` only those of one part."""
     n_units = int(units.max(initial=-1)) + 1
-    return np.bincount(units * n_classes + labels, minlength=n_units * n_classes).reshape(n_units, n_classes)
+    counts = np.zeros(n_units * n_classes, np.int64)
+    for rows in _chunks(len(units)):
+        cells = units[rows].astype(np.int64) * n_classes + labels[rows]
+        if of is not None:
+            cells = cells[of[0][rows] == of[1]]
+        counts += np.bincount(cells, minlength=len(counts))
+    return counts.reshape(n_units, n_classes)
 
 
-def _unit_times(units: NDArray[np.int64], time_s: NDArray[np.float64]) -> NDArray[np.float64]:
+def _share_units(units: NDArray[Any], part: NDArray[np.int8], one: int, other: int) -> bool:
+    """Whether a unit has flows in both parts."""
+    return bool((_is_present(units, (part, one)) & _is_present(units, (part, other))).any())
+
+
+def _unit_times(units: NDArray[Any], time_s: NDArray[np.float64]) -> NDArray[np.float64]:
     times = np.full(int(units.max(initial=-1)) + 1, np.inf)
     np.minimum.at(times, units, time_s)
     return times
@@ -337,22 +374,41 @@ def _leave_out_relatives(flows: SplitInput, part: NDArray[np.int8]) -> tuple[str
 def _calibrate_on_units(
     flows: SplitInput,
     options: SplitOptions,
-    units: NDArray[np.int64],
+    units: NDArray[Any],
     part: NDArray[np.int8],
     rng: np.random.Generator,
 ) -> bool:
     """Take whole units for calibration, if enough classes can give some; False: nothing was done."""
-    train = np.flatnonzero(part == TRAIN)
-    labels = flows.labels[train]
-    numbers = np.unique(units[train], return_inverse=True)[1].astype(np.int64)
-    counts = _unit_class_counts(numbers, labels, len(flows.label_names))
+    trained, counts = _training_units(units, flows, part)
     wanted = options.calibration / (1 - options.test)
-    chosen = choose_units(counts, wanted, rng, keep=_KEPT_TO_TRAIN, from_every_class=False)[numbers]
-    n_given, n_trained = len(np.unique(labels[chosen])), len(np.unique(labels))
+    chosen = choose_units(counts, wanted, rng, keep=_KEPT_TO_TRAIN, from_every_class=False)
+    n_given, n_trained = _n_classes(counts[chosen]), _n_classes(counts)
     if n_given < max(2, _CLASSES_THAT_GIVE * n_trained):
         return False
-    part[train[chosen]] = CALIBRATION
+    _give(units, trained[chosen], part, CALIBRATION)
     return True
+
+
+def _training_units(
+    units: NDArray[Any], flows: SplitInput, part: NDArray[np.int8]
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Units with training flows, ascending, and the classes of those flows: int64 (units, C)."""
+    counts = _unit_class_counts(units, flows.labels, len(flows.label_names), (part, TRAIN))
+    trained = np.flatnonzero(counts.any(axis=1))
+    return trained, counts[trained]
+
+
+def _n_classes(counts: NDArray[np.int64]) -> int:
+    return int(np.count_nonzero(counts.any(axis=0)))
+
+
+def _give(units: NDArray[Any], given: NDArray[np.intp], part: NDArray[np.int8], side: int) -> None:
+    """Training flows of the given units change to another part; ``part`` is changed."""
+    is_given = np.zeros(int(units.max(initial=-1)) + 1, bool)
+    is_given[given] = True
+    for rows in _chunks(len(units)):
+        of_chunk = part[rows]  # a view
+        of_chunk[(of_chunk == TRAIN) & is_given[units[rows]]] = side
 
 
 def _split_training(
@@ -369,28 +425,25 @@ def _split_training(
     for side, share in ((CALIBRATION, options.calibration), (VALIDATION, options.validation)):
         if (part == side).any():
             continue
-        train = np.flatnonzero(part == TRAIN)
-        labels = flows.labels[train]
         wanted = share / (1 - options.test - (options.calibration if side == VALIDATION else 0))
-        if options.kind == "flow":
-            chosen = _choose_flows(labels, wanted, rng)
-        else:
-            units = np.unique(flows.capture[train], return_inverse=True)[1].astype(np.int64)
-            counts = _unit_class_counts(units, labels, len(flows.label_names))
+        if options.kind != "flow":
+            trained, counts = _training_units(flows.capture, flows, part)
             if options.kind == "time":
-                chosen = _latest_units(counts, _unit_times(units, flows.time_s[train]), wanted)[units]
+                train = part == TRAIN
+                times = _unit_times(flows.capture[train], flows.time_s[train])[trained]
+                chosen = _latest_units(counts, times, wanted)
             else:
-                chosen = choose_units(counts, wanted, rng)[units]
-            if 2 * len(np.unique(labels[chosen])) < len(np.unique(labels)):
-                chosen = _choose_flows(labels, wanted, rng)
-                warnings.append(
-                    f"too few captures to set some aside for {PARTS[side]}: single flows are taken"
-                )
-        part[train[chosen]] = side
+                chosen = choose_units(counts, wanted, rng)
+            if 2 * _n_classes(counts[chosen]) >= _n_classes(counts):
+                _give(flows.capture, trained[chosen], part, side)
+                continue
+            warnings.append(f"too few captures to set some aside for {PARTS[side]}: single flows are taken")
+        rows = np.flatnonzero(part == TRAIN)
+        part[rows[_choose_flows(flows.labels[rows], wanted, rng)]] = side
     return warnings
 
 
-def _choose_flows(labels: NDArray[np.int64], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def _choose_flows(labels: NDArray[Any], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """A share of the flows of each class, at random: bool (N,). One at least where the class has two."""
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -420,9 +473,10 @@ def check_split(flows: SplitInput, split: Split) -> None:
     Raises:
         DataError: fewer than two classes are tested, or a part is empty.
     """
-    n_classes = len(flows.label_names)
-    by_part = [np.bincount(flows.labels[split.rows(part)], minlength=n_classes) for part in range(4)]
-    present = np.bincount(flows.labels, minlength=n_classes) > 0
+    of_parts = _unit_class_counts(split.part - LEFT_OUT, flows.labels, len(flows.label_names))
+    counts = np.zeros((len(PARTS) + 1, len(flows.label_names)), np.int64)  # the first row is what is left out
+    counts[: len(of_parts)] = of_parts
+    by_part, present = counts[1:], counts.any(axis=0)
     names = np.array(flows.label_names, object)
     split.untested = tuple(names[present & (by_part[TEST] == 0)])
     kind = split.options.kind

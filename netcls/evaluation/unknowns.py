@@ -9,6 +9,7 @@ doubt       one minus the largest calibrated probability (Hendrycks and Gimpel 2
 energy      minus the log-sum-exp of the logits (Liu et al. 2020); networks only
 cosine      distance of the features to the nearest class mean, as an angle; networks only
 mahalanobis the same in units of the classes' common spread (Lee et al. 2018); networks only
+surprise    pre-training loss of the backbone that a network started from, where that is generative (`models.surprise`)
 =========== ======================================================================================================
 """
 
@@ -16,19 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from netcls.datasets.splits import TRAIN
+from capture.errors import CheckpointError, UsageError
+from netcls.datasets.splits import TEST, TRAIN
 from netcls.evaluation.comparison_data import ComparisonData
 from netcls.evaluation.contenders import Contender, TreeClassifier
 from netcls.evaluation.measures import Answers, ask
 
+if TYPE_CHECKING:
+    from models.checkpoint import Checkpoint
+
 FALSE_ALARM_RATE: Final = 0.05
 _MEAN_FLOWS: Final = 50  # training flows of each class that its mean is taken from
 _MAX_UNKNOWN: Final = 2000
+_MAX_SURPRISED: Final = 500  # of known and unknown flows each: a pre-training network is slow
 _RIDGE: Final = 0.1  # share of the mean variance that is added to each, so that few flows give an inverse
 
 
@@ -90,15 +96,23 @@ def found_at(
     return float(np.mean(unknown > np.quantile(known, 1 - false_alarms, method="higher")))
 
 
-def measure_unknowns(contender: Contender, data: ComparisonData, answers: Answers) -> dict[str, Any] | None:
+def measure_unknowns(
+    contender: Contender,
+    data: ComparisonData,
+    answers: Answers,
+    backbone: Checkpoint | None = None,
+    device: str = "auto",
+) -> dict[str, Any] | None:
     """AUROC and error rates of every score, test flows against flows of unknown classes; None without such flows.
 
     Args:
         contender: its classifiers are asked for the unknown flows.
         data: flows and split.
         answers: to the test rows.
+        backbone: that the contender started from, for its surprise; None: there is none.
+        device: of that, auto, cpu or cuda.
     """
-    rows = data.unknown if len(data.unknown) <= _MAX_UNKNOWN else _sample(data.unknown)
+    rows = _sample(data.unknown)
     if not len(rows) or contender.name == "majority":
         return None
     strange = ask(contender, data, rows)
@@ -119,6 +133,9 @@ def measure_unknowns(contender: Contender, data: ComparisonData, answers: Answer
                     found_at(of_known, of_unknown),
                 )
             )
+    surprise = None if backbone is None else backbone_surprise(backbone, data, rows, device)
+    if surprise is not None:
+        values["surprise"] = [(auroc(*surprise), false_alarms_at(*surprise), found_at(*surprise))]
     scores = []
     for name, of_seeds in values.items():
         area, alarms, found = np.mean(of_seeds, axis=0)
@@ -133,8 +150,50 @@ def measure_unknowns(contender: Contender, data: ComparisonData, answers: Answer
     return {"flows": len(rows), "classes": list(data.unknown_names), "scores": scores}
 
 
-def _sample(rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    return np.sort(np.random.default_rng(0).choice(rows, _MAX_UNKNOWN, replace=False))
+def backbone_surprise(
+    backbone: Checkpoint, data: ComparisonData, unknown: NDArray[np.intp], device: str = "auto"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """A generative backbone's loss of test flows and of unknown flows, a sample of either where there are many.
+
+    Returns:
+        float64 (F,) of the known and of the unknown; None for a family that has no loss by flow.
+    """
+    from capture.representations import build
+    from models.surprise import Surprise
+
+    try:
+        surprise = Surprise(backbone, device=device)
+    except UsageError:
+        return None
+    representation = build(backbone.representation, backbone.representation_settings)
+    known, strange = (
+        surprise.of(data.raw.tokens(data.batch(_sample(rows, _MAX_SURPRISED)), representation)).astype(
+            np.float64
+        )
+        for rows in (data.rows(TEST), unknown)
+    )
+    return known, strange
+
+
+def backbone_of(checkpoint: Checkpoint) -> Checkpoint | None:
+    """The backbone that a classifier was fine-tuned from, by its card; None where it is not at hand any more."""
+    from models.checkpoint import load_checkpoint
+
+    training = checkpoint.card.get("training")
+    told = training.get("base") if isinstance(training, dict) else None
+    if not isinstance(told, dict) or not isinstance(told.get("name"), str):
+        return None
+    try:
+        found = load_checkpoint(told["name"])
+    except CheckpointError:
+        return None
+    return found if found.kind == "backbone" and found.digest == told.get("checkpoint") else None
+
+
+def _sample(rows: NDArray[np.intp], most: int = _MAX_UNKNOWN) -> NDArray[np.intp]:
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
 
 
 def _scores(

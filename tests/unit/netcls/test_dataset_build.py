@@ -533,3 +533,19 @@ def test_records_of_an_empty_capture_have_no_shard(tmp_path):
     flows, _ = build_flows(read_source(tmp_path / "o"), REPRESENTATION)
     assert len(flows) == 8
     assert flows.records.dtype == FLOW_DTYPE
+
+
+def test_repeats_are_the_same_however_few_flows_are_sorted_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    part = rng.integers(-1, 4, 3000).astype(np.int8)
+    inputs = rng.integers(0, 2**64, 900, np.uint64, endpoint=False)[rng.integers(0, 900, 3000)]
+    shapes = inputs[rng.permutation(3000)]
+    inputs[:50] = shapes[-50:] = 0
+    whole = find_repeats(part, inputs, shapes)
+    assert set(np.unique(whole).tolist()) == {0, EXACT, NEAR}
+    for row in rng.integers(0, 3000, 200).tolist():
+        same = (inputs == inputs[row]) & (part >= 0) & (part < part[row])
+        assert (whole[row] == EXACT) == bool(part[row] >= 0 and inputs[row] and same.any())
+    monkeypatch.setattr("netcls.datasets.repeats._SORTED_AT_ONCE", 100)
+    monkeypatch.setattr("netcls.datasets.repeats._LOOKED_AT_ONCE", 70)
+    assert np.array_equal(find_repeats(part, inputs, shapes), whole)

@@ -26,6 +26,7 @@ from netcls.evaluation.raw_flows import RawFlows, first_packets
 from netcls.evaluation.retraining import Retrainer
 from netcls.evaluation.shortcuts import check_shortcuts
 from netcls.finetuning import FinetuneOptions, run_finetune
+from netcls.pretraining import PretrainOptions, run_pretrain
 from tests.pcap_writer import START_S, udp_flow, write_pcap
 
 HOSTILE = '<img src=x onerror="alert(1)">&amp;\u202e'
@@ -248,6 +249,26 @@ def test_flows_of_a_class_that_the_model_lacks_are_scored_as_unknowns(whole):
     assert list(scores) == ["doubt", "energy", "cosine", "mahalanobis"]
     assert scores["mahalanobis"]["auroc"] > 0.9
     assert [point["packets"] for point in whole["rows"][0]["after_packets"]] == [1, 2, 4]
+
+
+def test_rows_of_a_generative_backbone_have_its_surprise_beside_the_other_unknown_scores(data, options):
+    backbone = str(data.parent / "backbone")
+    run_pretrain(
+        PretrainOptions(
+            (str(data / "zeros"), str(data / "ones")),
+            backbone,
+            representation={"n_packets": 3, "header_bytes": 28, "payload_bytes": 12},
+            sizes={"d_model": 16, "n_layers": 1, "d_state": 4, "decoder_d_model": 16, "decoder_layers": 1},
+            steps=30,
+            batch=16,
+            threads=1,
+            device="cpu",
+        )
+    )
+    given = {"models": (), "base": backbone, "rows": ("frozen",), "checks": False}
+    row = run_evaluate(replace(options, unknown_labels=("third",), **given))["rows"][0]
+    scores = [score["score"] for score in row["unknown"]["scores"]]
+    assert scores == ["doubt", "energy", "cosine", "mahalanobis", "surprise"]
 
 
 def test_a_label_that_the_model_has_learnt_is_no_unknown_for_it(data, model, tmp_path, options):

@@ -15,8 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capture.errors import DataError, UsageError
+from capture.errors import CheckpointError, DataError, UsageError
+from capture.flow_batch import KeepSpec
+from capture.representations import build
+from capture.representations.base import TokenBatch
 from models.checkpoint import load_checkpoint
+from models.surprise import Surprise
+from netcls.corpus import CorpusOptions, collect_corpus
+from netcls.datasets.build import BuildOptions
+from netcls.datasets.capture_flows import process_capture
+from netcls.datasets.dataset_build import DatasetOptions, build_dataset
+from netcls.datasets.prepare import prepare
+from netcls.datasets.sources import DataOptions
+from netcls.datasets.splits import TEST, SplitOptions
 from netcls.pretraining import PretrainOptions, loss_curve, run_pretrain
 from netcls.tensorboard import EventLog
 from tests.pcap_writer import START_S, udp_flow, write_pcap
@@ -196,3 +207,74 @@ def test_torchrun_starts_the_command_and_one_process_writes(captures: Path, tmp_
     report = json.loads(done.stdout)
     assert (report["training"]["processes"], report["training"]["flows_per_step"]) == (2, 8)
     assert load_checkpoint(tmp_path / "backbone").digest == report["checkpoint"]
+
+
+def test_a_built_dataset_gives_the_corpus_of_its_captures_or_of_its_training_side_only(
+    tmp_path: Path,
+) -> None:
+    """With all parts the same inputs in the same order; without, no capture that is tested or calibrated on."""
+    rng = np.random.default_rng(1)
+    for label in ("web", "mail"):
+        for capture in range(6):
+            packets: list[Any] = []
+            for flow in range(5):
+                sizes = rng.integers(8, 400, 4).tolist()
+                packets += udp_flow(
+                    "10.0.0.1", 3000 + flow, sizes, start_s=START_S + flow, fill=flow + capture
+                )
+            write_pcap(tmp_path / "data" / label / f"{label}{capture}.pcap", packets)
+    made = build_dataset(DatasetOptions(str(tmp_path / "data"), str(tmp_path / "set")))
+    representation = build("netmamba", REPRESENTATION)
+    for most, min_packets in ((0, 1), (3, 4)):
+        limits: dict[str, Any] = {"max_flows_per_capture": most, "min_packets": min_packets}
+        of_captures = collect_corpus(CorpusOptions((str(tmp_path / "data"),), **limits), representation)
+        stored = (str(tmp_path / "set"),)
+        whole = collect_corpus(CorpusOptions(stored, all_parts=True, **limits), representation)
+        assert sorted(whole.captures) == sorted(of_captures.captures)
+        assert whole.facts == of_captures.facts
+        rows = [
+            sorted(row.tobytes() for row in corpus.tokens.arrays["bytes"]) for corpus in (whole, of_captures)
+        ]
+        assert rows[0] == rows[1]
+    training = collect_corpus(CorpusOptions(stored, max_flows_per_capture=0), representation)
+    kept = made["split"]["flows"]
+    assert training.facts["flows"] == kept["train"] + kept["validation"] < made["flows"]
+    split = SplitOptions(prefer_stored=True)
+    prepared = prepare(stored[0], representation, DataOptions(), BuildOptions(), split)
+    held = {capture.digest() for capture in prepared.captures_of(TEST)}
+    assert held
+    assert not held & {digest for digest, _ in training.captures}
+    without = training.captures[0][0]
+    (tmp_path / "no.sha256").write_text(f"{without}  x.pcap\n")
+    fewer = collect_corpus(CorpusOptions(stored, (str(tmp_path / "no.sha256"),)), representation)
+    assert without not in {digest for digest, _ in fewer.captures}
+    assert fewer.facts["captures_excluded"] == 1
+
+
+def test_a_dataset_that_keeps_too_little_is_refused(tmp_path: Path) -> None:
+    for label in ("web", "mail"):
+        for capture in range(4):
+            packets = udp_flow("10.0.0.1", 3000 + capture, [8, 9, 10], fill=capture)
+            write_pcap(tmp_path / "data" / label / f"{capture}.pcap", packets)
+    build_dataset(DatasetOptions(str(tmp_path / "data"), str(tmp_path / "set"), keep=KeepSpec(2, 2, 28, 4)))
+    with pytest.raises(DataError, match="--keep-packets"):
+        collect_corpus(CorpusOptions((str(tmp_path / "set"),)), build("netmamba", REPRESENTATION))
+
+
+def test_a_backbone_is_surprised_by_bytes_unlike_its_corpus(options: PretrainOptions, captures: Path) -> None:
+    run_pretrain(replace(options, steps=60, learning_rate=5e-3))
+    backbone = load_checkpoint(options.out)
+    surprise = Surprise(backbone, device="cpu")
+    seen = process_capture(captures / "0.pcap", build("netmamba", REPRESENTATION)).tokens
+    rng = np.random.default_rng(0)
+    noise = TokenBatch(
+        {"bytes": rng.integers(0, 256, seen.arrays["bytes"].shape).astype(np.uint8)}, seen.packets_used
+    )
+    known, strange = surprise.of(seen), surprise.of(noise)
+    assert (known.shape, known.dtype) == ((len(seen),), np.float32)
+    assert known.max() < strange.min()
+    assert np.array_equal(known, surprise.of(seen))
+    nothing = TokenBatch({"bytes": np.zeros_like(seen.arrays["bytes"])}, seen.packets_used)
+    assert not surprise.of(nothing).any()  # padding is no evidence
+    with pytest.raises(CheckpointError, match="expected a backbone"):
+        Surprise(load_checkpoint("default"))
