@@ -146,13 +146,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--flows", type=int, default=3_000_000)
     parser.add_argument("--per-capture", type=int, default=10_000)
     parser.add_argument("--folder", type=Path, required=True, help="where the large one is written; is made")
+    parser.add_argument(
+        "--split-only", action="store_true", help="make no tokens; SMALL may keep hardly anything"
+    )
     given = parser.parse_args(arguments)
     with watched() as writing:
         enlarge(open_dataset(given.small), given.folder, given.flows, given.per_capture)
     with watched() as opening:
         dataset = open_dataset(given.folder)
     with watched() as streaming:
-        stream(dataset)
+        if not given.split_only:
+            stream(dataset)
     with watched() as splitting:
         split(dataset)
     n_bytes = sum(path.stat().st_size for path in given.folder.rglob("*") if path.is_file())

@@ -16,16 +16,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from capture.errors import NetclsError
     from netcls.api import Result, classify, finetune, load
+    from netcls.sklearn_api import Flows, TrafficClassifier
     from netcls.stream import Stream, sniff
 
     __version__: str
 
-__all__ = ["NetclsError", "Result", "Stream", "__version__", "classify", "finetune", "load", "sniff"]
+__all__ = [
+    "Flows",
+    "NetclsError",
+    "Result",
+    "Stream",
+    "TrafficClassifier",
+    "__version__",
+    "classify",
+    "finetune",
+    "load",
+    "sniff",
+]
 
 _HOME = {
+    "Flows": "netcls.sklearn_api",
     "NetclsError": "capture.errors",
     "Result": "netcls.api",
     "Stream": "netcls.stream",
+    "TrafficClassifier": "netcls.sklearn_api",
     "classify": "netcls.api",
     "finetune": "netcls.api",
     "load": "netcls.api",
