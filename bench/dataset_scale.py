@@ -79,8 +79,8 @@ def _renumbered(batch: Any, first: int, rng: np.random.Generator) -> Any:
     columns = {
         "serial": pa.array(np.arange(first, first + len(batch)).astype(np.uint64)),
         "flow_id": pa.array(rng.integers(0, 2**51, len(batch)).astype(np.uint64)),
-        "input_hash": pa.array(rng.integers(1, 2**63, len(batch)).astype(np.uint64)),
-        "shape_hash": pa.array(rng.integers(1, 2**63, len(batch)).astype(np.uint64)),
+        "input_hash": pa.array(rng.integers(1, 2**64, len(batch), np.uint64)),
+        "shape_hash": pa.array(rng.integers(1, 2**64, len(batch), np.uint64)),
     }
     for name, column in columns.items():
         batch = batch.set_column(batch.schema.get_field_index(name), name, column)

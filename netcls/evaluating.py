@@ -41,7 +41,7 @@ from netcls.evaluation.measures import (
 from netcls.evaluation.retraining import Retrainer, can_train
 from netcls.evaluation.seen_captures import SeenCaptures, seen_captures
 from netcls.evaluation.shortcuts import after_packets, check_shortcuts
-from netcls.evaluation.trained_rows import CHEAP_ROWS, FROM_RANDOM_WEIGHTS, ROWS, RowChoice, RowTrainer
+from netcls.evaluation.trained_rows import FROM_RANDOM_WEIGHTS, ROWS, SHOT_ROWS, RowChoice, RowTrainer
 from netcls.evaluation.unknowns import backbone_of, measure_unknowns
 from netcls.evaluation.verdict import best_network, verdict_of
 from netcls.training_run import wait_passively
@@ -68,6 +68,7 @@ class EvaluateOptions:
         base: checkpoint that rows are trained from here; None: nothing but baselines is trained.
         rows: how, as for :meth:`netcls.evaluation.trained_rows.RowChoice.parse`.
         shots: flows of each class at which the learning curve is drawn.
+        shot_rows: rows that it is drawn of, of those in ``rows``, beside LightGBM.
         max_seconds_per_row: of each training of a row, seconds.
         label, group, drop_labels, max_flows_per_capture, tolerance_s, clock_offset: how labels are read, as for
             fine-tuning.
@@ -92,6 +93,7 @@ class EvaluateOptions:
     base: str | None = None
     rows: tuple[str, ...] = ROWS
     shots: tuple[int, ...] = ()
+    shot_rows: tuple[str, ...] = SHOT_ROWS
     max_seconds_per_row: float = 60.0
     label: str = "label"
     group: tuple[str, ...] = ()
@@ -129,6 +131,9 @@ class EvaluateOptions:
         if min(self.shots, default=1) < 1:
             raise UsageError(f"shots: got {min(self.shots)}, expected 1 or more")
         self.row_choices()
+        for row in self.shot_rows:
+            if row not in ROWS:
+                raise UsageError(f"shot_rows: row {row!r} is not known; choose from {', '.join(ROWS)}")
 
     @property
     def seed(self) -> int:
@@ -320,9 +325,9 @@ def _trainer(options: EvaluateOptions, base: Checkpoint, data: ComparisonData, t
 def _learning_curve(
     options: EvaluateOptions, trainer: RowTrainer, trees: BaselineInput, data: ComparisonData
 ) -> list[dict[str, Any]]:
-    """Scores at each number of training flows a class: of the rows that train in seconds, and of the trees."""
+    """Scores at each number of training flows a class: of `shot_rows`, and of the trees."""
     curves: dict[str, list[dict[str, Any]]] = {}
-    choices = [choice for choice in options.row_choices() if choice.name in CHEAP_ROWS]
+    choices = [choice for choice in options.row_choices() if choice.name in options.shot_rows]
     for shots in options.shots:
         rows = [(choice.name, trainer.contender(choice, options.seeds, shots)) for choice in choices]
         if options.baselines:

@@ -51,7 +51,13 @@ from netcls.cli.train import Telling, finish
     metavar="N[,N]",
     default="",
     show_default="none",
-    help="Flows of each class at which the learning curve of the quick rows and of LightGBM is drawn.",
+    help="Flows of each class at which the learning curve of --shot-rows and of LightGBM is drawn.",
+)
+@click.option(
+    "--shot-rows",
+    metavar="ROW[,ROW]",
+    default="random,frozen,head",
+    help="Rows of the learning curve, of those in --rows.",
 )
 @click.option(
     "--max-seconds-per-row",
@@ -126,6 +132,7 @@ def evaluate(**options: Any) -> None:
 
     options["group"] = column_names(options["group"])
     options["rows"] = column_names(options["rows"])
+    options["shot_rows"] = column_names(options["shot_rows"])
     options["shots"] = _numbers(options["shots"])
     options["drop_labels"] = options["drop_label"]
     options["unknown_labels"] = options["unknown_label"]

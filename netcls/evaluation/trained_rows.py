@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 ROWS: Final = ("random", "frozen", "head", "lora", "full")
 FROM_RANDOM_WEIGHTS: Final = "random"
-CHEAP_ROWS: Final = ("frozen", "head")
-"""Rows that the learning curve over shots is drawn of."""
+SHOT_ROWS: Final = (FROM_RANDOM_WEIGHTS, "frozen", "head")
+"""Rows that the learning curve over shots is drawn of: the same network from random weights, and the quick ones."""
 
 _MAX_VALIDATION: Final = (
     600  # flows that pick the epoch of a network; more would take longer than training in short runs

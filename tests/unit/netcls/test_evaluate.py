@@ -314,7 +314,7 @@ def test_rows_are_trained_on_the_same_split_with_their_budget_in_the_table(data,
     curves = {
         curve["name"]: [point["shots"] for point in curve["points"]] for curve in result["learning_curve"]
     }
-    assert curves == {"frozen": [1, 4], "head": [1, 4], "lightgbm": [1, 4]}
+    assert curves == {"random": [1, 4], "frozen": [1, 4], "head": [1, 4], "lightgbm": [1, 4]}
     page = page_of(result)
     assert "How many labels does it need?" in page
     assert (
@@ -364,6 +364,7 @@ def test_trees_trained_without_a_field_lose_what_no_other_field_tells(tmp_path, 
         ({"base": "netmamba", "split": "none"}, "split none leaves nothing to train on"),
         ({"shots": (5,)}, "shots are given, but no base"),
         ({"base": "netmamba", "shots": (0,)}, "shots: got 0, expected 1 or more"),
+        ({"shot_rows": ("tuned",)}, "shot_rows: row 'tuned' is not known; choose from random, frozen"),
         ({"base": "netmamba", "rows": ("tuned",)}, "row 'tuned' is not known; choose from random, frozen"),
     ],
 )
