@@ -333,10 +333,7 @@ def _write_files(
     documents: dict[str, Any] = {
         "config.json": config,
         "labels.json": labels,
-        "calibration.json": {
-            "temperature": calibration.temperature,
-            "unknown_threshold": calibration.unknown_threshold,
-        },
+        "calibration.json": calibration.document(),
         "card.json": dict(card),
     }
     for file_name, value in documents.items():

@@ -4,7 +4,8 @@
     config.json         {"format": 1, "kind", "family", "model": {...},
                          "representation": {"name", "version", "settings"}}
     labels.json         ["web", "video", ...], in the order of the head's rows; [] for a backbone
-    calibration.json    {"temperature": 1.3, "unknown_threshold": 0.7 or null}
+    calibration.json    {"temperature": 1.3, "unknown_threshold": 0.7 or null}; may have
+                         "early_exit": [{"packets": 4, "temperature": 1.5, "threshold": 0.98}, ...]
     card.json           data, split, seeds, commit, metrics, baselines, licence, known limits
     README.md           the card for people; not read
 
@@ -33,8 +34,28 @@ KINDS: Final = ("classifier", "backbone")
 WEIGHTS_FILE: Final = "model.safetensors"
 REQUIRED_FILES: Final = (WEIGHTS_FILE, "config.json", "labels.json", "calibration.json", "card.json")
 MAX_LABELS: Final = 10_000
+MAX_EXIT_LEVELS: Final = 32
 MAX_LABEL_CHARACTERS: Final = 200
 DIGEST_CHARACTERS: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ExitLevel:
+    """When an answer may be given before a flow's last packet.
+
+    Attributes:
+        packets: after so many.
+        temperature: of answers after so many packets.
+        threshold: least probability of the answer, 0 to 1.
+    """
+
+    packets: int
+    temperature: float
+    threshold: float
+
+    def document(self) -> dict[str, Any]:
+        """As it stands in ``calibration.json``."""
+        return {"packets": self.packets, "temperature": self.temperature, "threshold": self.threshold}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +65,18 @@ class Calibration:
     Attributes:
         temperature: logits are divided by it; finite, > 0.
         unknown_threshold: an unknown score above it makes the answer "unknown"; 0 to 1, None = never.
+        early_exit: levels of early answers, rising; empty where the checkpoint knows none.
     """
 
     temperature: float = 1.0
     unknown_threshold: float | None = None
+    early_exit: tuple[ExitLevel, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The value of ``calibration.json``. Levels have their key; older checkpoints have none."""
+        levels = [level.document() for level in self.early_exit]
+        more = {"early_exit": levels} if levels else {}
+        return {"temperature": self.temperature, "unknown_threshold": self.unknown_threshold, **more}
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,16 +319,43 @@ def check_keys(where: str, value: Any, expected: tuple[str, ...]) -> None:
 
 def _calibration(path: Path) -> Calibration:
     value = read_json(path)
+    levels = value.pop("early_exit", []) if isinstance(value, dict) else []
     check_keys(str(path), value, ("temperature", "unknown_threshold"))
     check_calibration(value["temperature"], value["unknown_threshold"], str(path))
     threshold = value["unknown_threshold"]
-    return Calibration(float(value["temperature"]), None if threshold is None else float(threshold))
+    return Calibration(
+        float(value["temperature"]),
+        None if threshold is None else float(threshold),
+        _exit_levels(levels, f"{path}: early_exit"),
+    )
+
+
+def _exit_levels(levels: Any, where: str) -> tuple[ExitLevel, ...]:
+    if not isinstance(levels, list) or len(levels) > MAX_EXIT_LEVELS:
+        raise CheckpointError(f"{where}: expected a list of at most {MAX_EXIT_LEVELS} levels")
+    found: list[ExitLevel] = []
+    for level in levels:
+        check_keys(where, level, ("packets", "temperature", "threshold"))
+        packets, threshold = level["packets"], level["threshold"]
+        least = found[-1].packets + 1 if found else 1
+        if type(packets) is not int or not least <= packets <= 1 << 16:
+            raise CheckpointError(
+                f"{where}: got packets {packets!r:.40}, expected whole numbers from 1, rising"
+            )
+        check_calibration(level["temperature"], None, where)
+        if not _is_number(threshold) or not 0 <= threshold <= 1:
+            raise CheckpointError(f"{where}: got threshold {threshold!r:.40}, expected a number from 0 to 1")
+        found.append(ExitLevel(packets, float(level["temperature"]), float(threshold)))
+    return tuple(found)
 
 
 def _digest(weights: Path, config: Any, labels: list[str], calibration: Calibration) -> str:
     """SHA-256 over what decides an answer. Each JSON part is preceded by its length, so that no two runs together."""
     hasher = hashlib.sha256()
-    for part in (config, labels, [calibration.temperature, calibration.unknown_threshold]):
+    numbers: list[Any] = [calibration.temperature, calibration.unknown_threshold]
+    # Checkpoints without early answers keep the digest that they had before there were any.
+    numbers += [level.document() for level in calibration.early_exit]
+    for part in (config, labels, numbers):
         text = canonical_json(part)
         hasher.update(len(text).to_bytes(8, "little") + text)
     with weights.open("rb") as file:

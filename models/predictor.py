@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from capture.errors import CheckpointError, UsageError
 from capture.flow_batch import FLOW_DTYPE, PACKET_DTYPE, FlowBatch
-from capture.representations import build
+from capture.representations import TokenBatch, build
 from models.checkpoint_verify import build_config, known_family
 from models.learning.calibration import softmax
 from models.learning.start import choose_device
@@ -26,11 +26,12 @@ from models.precision import choose_precision
 from models.tasks import chances, from_log
 
 if TYPE_CHECKING:
-    from capture.representations.base import TokenBatch
     from models.checkpoint import Checkpoint
+    from models.nets.packet_inference import FastPacketMamba
 
 MICRO_BATCH: Final = 4  # flows; 90-95 flows per cpu-second against 76 with batches of 256
 CUDA_BATCH: Final = 256
+EARLY_BATCH: Final = 256  # flows that may be answered early: after each level there are fewer left
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,14 @@ class Predictions:
         values: float32 (F, V). V is 0 for ``class``; a ``regression`` gives the quantiles of its number (V = 3) and one
             column of probability 1; a ``multilabel`` checkpoint gives the probability of each label by itself (V = C),
             which are ``probabilities`` too and sum to nothing in particular.
+        packets_used: (F,), packets of each flow that the answer is of.
     """
 
     probabilities: NDArray[np.float32]
     unknown_score: NDArray[np.float32]
     unknown: NDArray[np.bool_]
     values: NDArray[np.float32]
+    packets_used: NDArray[np.uint16]
 
     def __len__(self) -> int:
         return len(self.unknown_score)
@@ -63,13 +66,15 @@ class Predictor:
         threads: worker threads; None means the cores this process may use.
         device: ``cpu``, ``cuda``, or ``auto`` (CUDA where there is one).
         precision: ``fp32``, ``bf16``, ``int8``, or ``auto``; see :mod:`models.precision`.
+        early_exit: answer a flow before its last packet where the checkpoint's thresholds allow it.
 
     Attributes:
         precision: the one that was chosen.
 
     Raises:
         CheckpointError: for a backbone, which has no labels to answer with.
-        UsageError: for an unknown or absent device or precision, or fewer than one thread.
+        UsageError: for an unknown or absent device or precision, fewer than one thread, or ``early_exit`` with a
+            checkpoint or a device that cannot.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Predictor:
         threads: int | None = None,
         device: str = "auto",
         precision: str = "auto",
+        early_exit: bool = False,
     ) -> None:
         if checkpoint.kind != "classifier":
             raise CheckpointError(
@@ -96,6 +102,9 @@ class Predictor:
         self.precision = choose_precision(precision, self._model, checkpoint.card, self.device.type)
         if self.precision != "fp32":
             self._model.inference_precision = self.precision  # type: ignore[assignment]
+        self.early_exit = early_exit
+        if early_exit:
+            self._check_early_exit()
         # The number of torch threads belongs to the thread that sets it: the caller's stays as it is.
         self._pool = ThreadPoolExecutor(
             self.threads, "netcls-predict", initializer=torch.set_num_threads, initargs=(1,)
@@ -111,14 +120,18 @@ class Predictor:
             Guo et al. 2017 (temperature scaling); Hendrycks and Gimpel 2017 (largest probability as a score).
         """
         calibration, kind = self.checkpoint.calibration, self.checkpoint.task.kind
-        logits = self.logits(tokens)
+        used = tokens.packets_used
+        if self.early_exit:
+            logits, used = self._early_logits(tokens)
+        else:
+            logits = self.logits(tokens)
         if kind != "class":
-            return _of_other_task(kind, logits, calibration.temperature)
-        probabilities = softmax(logits, calibration.temperature)
+            return _of_other_task(kind, logits, calibration.temperature, used)
+        probabilities = softmax(logits, 1.0 if self.early_exit else calibration.temperature)
         score = (1.0 - probabilities.max(axis=1)).clip(0.0, 1.0).astype(np.float32)
         threshold = np.inf if calibration.unknown_threshold is None else calibration.unknown_threshold
         no_values = np.empty((len(score), 0), np.float32)
-        return Predictions(probabilities.astype(np.float32), score, score > threshold, no_values)
+        return Predictions(probabilities.astype(np.float32), score, score > threshold, no_values, used)
 
     def logits(self, tokens: TokenBatch) -> NDArray[np.float32]:
         """What the network says before calibration.
@@ -138,6 +151,62 @@ class Predictor:
         for _ in self._pool.map(answer, starts):
             pass
         return out
+
+    def logits_after(self, tokens: TokenBatch, n_packets: int) -> NDArray[np.float32]:
+        """What the network says when it has seen the first packets of each flow only: float32 (F, C).
+
+        Raises:
+            UsageError: for a network whose answer needs the whole input.
+        """
+        if not hasattr(self._model, "prefix_logits"):
+            raise UsageError(
+                f"{self.checkpoint.path}: family {self.checkpoint.family!r} answers whole inputs only"
+            )
+        short = {name: array[:, :n_packets] for name, array in tokens.arrays.items()}
+        return self.logits(TokenBatch(short, np.minimum(tokens.packets_used, n_packets).astype(np.uint16)))
+
+    def _check_early_exit(self) -> None:
+        where = self.checkpoint.path
+        if not self.checkpoint.calibration.early_exit:
+            raise UsageError(
+                f"--early-exit: {where} has no thresholds for early answers; fine-tune a packet-mamba anew, or leave "
+                "the option out"
+            )
+        with torch.inference_mode():
+            if self.checkpoint.task.kind != "class" or self._fast_form() is None:
+                raise UsageError(
+                    f"--early-exit: got {where} on {self.device.type}, expected a packet-mamba of classes on a CPU"
+                )
+
+    def _fast_form(self) -> FastPacketMamba | None:
+        make = getattr(self._model, "fast_form", None)
+        return None if make is None else make()
+
+    def _early_logits(self, tokens: TokenBatch) -> tuple[NDArray[np.float32], NDArray[np.uint16]]:
+        """Logits divided by their temperatures, float32 (F, C), and the packets looked at."""
+        from models.early_exit import answers_early
+
+        calibration = self.checkpoint.calibration
+        out = np.empty((len(tokens), len(self.checkpoint.labels)), np.float32)
+        used = tokens.packets_used.copy()
+        by_length = np.argsort(tokens.packets_used, kind="stable")
+
+        @torch.inference_mode()
+        def answer(start: int) -> None:
+            rows = by_length[start : start + EARLY_BATCH]
+            part = tokens.take(rows)
+            fast = self._fast_form()
+            assert fast is not None  # asked for when this predictor was made
+            arrays = (part.arrays["numbers"], part.arrays["flags"], part.arrays["payload"])
+            n_packets = part.packets_used.astype(np.int64)
+            out[rows], looked_at = answers_early(
+                fast, arrays, n_packets, calibration.early_exit, calibration.temperature
+            )
+            used[rows] = np.minimum(looked_at, n_packets)
+
+        for _ in self._pool.map(answer, range(0, len(tokens), EARLY_BATCH)):
+            pass
+        return out, used
 
     def logits_and_features(self, tokens: TokenBatch) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits, and what the head reads of each flow: float32 (F, C) and (F, D).
@@ -184,7 +253,9 @@ class Predictor:
         self.close()
 
 
-def _of_other_task(kind: str, logits: NDArray[np.float32], temperature: float) -> Predictions:
+def _of_other_task(
+    kind: str, logits: NDArray[np.float32], temperature: float, used: NDArray[np.uint16]
+) -> Predictions:
     """Answers of a regression or of several labels at once; neither knows an unknown flow."""
     if kind == "regression":
         values = from_log(logits).astype(np.float32)
@@ -193,7 +264,7 @@ def _of_other_task(kind: str, logits: NDArray[np.float32], temperature: float) -
     else:
         values = probabilities = chances(logits, temperature).astype(np.float32)
         score = (1.0 - values.max(axis=1)).astype(np.float32)
-    return Predictions(probabilities, score, np.zeros(len(values), bool), values)
+    return Predictions(probabilities, score, np.zeros(len(values), bool), values, used)
 
 
 @torch.inference_mode()

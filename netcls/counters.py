@@ -42,6 +42,8 @@ class Counters:
         flows_started: flows begun; ``flows_ended`` counts by IPFIX reason name.
         flows_skipped: ended flows left out of the output by ``--min-packets``.
         predictions, unknown: flows answered, and how many of them as unknown.
+        early_exit: answers given with ``--early-exit``: ``answers``, how many of them ``early``, the
+            ``packets_looked_at`` and the ``packets_available`` to look at.
         flow_memory_peak_bytes: largest size of a flow table.
         interfaces: what was seen on each; empty for captures.
         queue_dropped: left out of the queue before the model: ``early`` looks, ``ready`` flows, ``ended`` records.
@@ -66,6 +68,7 @@ class Counters:
     flows_skipped: int = 0
     predictions: int = 0
     unknown: int = 0
+    early_exit: dict[str, int] = field(default_factory=dict)
     flow_memory_peak_bytes: int = 0
     interfaces: dict[str, LiveCounters] = field(default_factory=dict)
     queue_dropped: dict[str, int] = field(default_factory=dict)
@@ -86,6 +89,16 @@ class Counters:
         """Add what a tracker did over its whole capture."""
         for name, n in asdict(tracker.counters).items():
             self.handshakes[name] = self.handshakes.get(name, 0) + n
+
+    def count_looked_at(self, used: NDArray[np.uint16], available: NDArray[np.uint16]) -> None:
+        """Add answers that may have come early, by the packets looked at and those there were to look at."""
+        for name, n in (
+            ("answers", len(used)),
+            ("early", np.count_nonzero(used < available)),
+            ("packets_looked_at", used.sum(dtype=np.int64)),
+            ("packets_available", available.sum(dtype=np.int64)),
+        ):
+            self.early_exit[name] = self.early_exit.get(name, 0) + int(n)
 
     def add_table(self, counted: FlowCounters) -> None:
         """Add what a flow table has done."""
@@ -165,6 +178,7 @@ class Counters:
             "handshakes": {name: n for name, n in self.handshakes.items() if n},
             "predictions": self.predictions,
             "unknown": self.unknown,
+            **self._looked_at(),
         } | self._live()
 
     def capture(self) -> dict[str, int]:
@@ -196,6 +210,19 @@ class Counters:
             f"{left_out:,} left out by the queue; {balance}"
         )
         return lines
+
+    def _looked_at(self) -> dict[str, Any]:
+        """What early answers saved; a packet looked at costs the model the same wherever it stands."""
+        if not self.early_exit:
+            return {}
+        looked_at, available = self.early_exit["packets_looked_at"], self.early_exit["packets_available"]
+        return {
+            "early_exit": {
+                **self.early_exit,
+                "packets_per_answer": looked_at / max(self.early_exit["answers"], 1),
+                "compute_saved": 1 - looked_at / max(available, 1),
+            }
+        }
 
     def _live(self) -> dict[str, Any]:
         if not self.interfaces:

@@ -281,7 +281,7 @@ class LiveRun:
             if self.at_predict is not None:
                 self.at_predict(flows)
             begin_ns = time.time_ns()
-            self._answerer.answer(flows, store)
+            self._answerer.answer(flows, store, counters=self.counters)
             end_ns = time.time_ns()
             for other in others:
                 store.take_over(other, flows.records["serial"])

@@ -52,6 +52,7 @@ class RunOptions:
         threads: of the model; None: one per core.
         device: ``auto``, ``cpu`` or ``cuda``.
         precision: of the model on a CPU: ``auto``, ``fp32``, ``bf16`` or ``int8``.
+        early_exit: answer a flow before its last packet where the model is sure; see :mod:`models.early_exit`.
         decap: ``inner`` or ``outer``; see :class:`capture.decode.DecodeOptions`.
         check_checksums: see there.
         as_one_stream: all captures, in the order of their first packets, through one flow table.
@@ -72,6 +73,7 @@ class RunOptions:
     threads: int | None = None
     device: str = "auto"
     precision: str = "auto"
+    early_exit: bool = False
     decap: str = "inner"
     check_checksums: bool = False
     sni: bool = True
@@ -116,7 +118,11 @@ class Answerer:
         self.watch: Callable[[FlowBatch, KeepSpec], None] | None = None
         self.representation = build(checkpoint.representation, checkpoint.representation_settings)
         self._predictor = Predictor(
-            checkpoint, threads=options.threads, device=options.device, precision=options.precision
+            checkpoint,
+            threads=options.threads,
+            device=options.device,
+            precision=options.precision,
+            early_exit=options.early_exit,
         )
         task = checkpoint.task
         name = ModelName(
@@ -172,19 +178,23 @@ class Answerer:
         """End the model's worker threads."""
         self._predictor.close()
 
-    def answer(self, flows: FlowBatch, store: AnswerStore | None = None) -> None:
+    def answer(
+        self, flows: FlowBatch, store: AnswerStore | None = None, *, counters: Counters | None = None
+    ) -> None:
         """Put the answers of ready flows into a store; into the run's own unless another is given."""
         if self.watch is not None:
             self.watch(flows, self.representation.keep)
         tokens = self.representation.tokenize(flows)
         said = self._predictor.predict(tokens)
-        last = np.maximum(tokens.packets_used.astype(np.intp), 1) - 1
+        if counters is not None and self._predictor.early_exit:
+            counters.count_looked_at(said.packets_used, tokens.packets_used)
+        last = np.maximum(said.packets_used.astype(np.intp), 1) - 1
         ts_ns = flows.packets["ts_ns"][np.arange(len(flows)), last]
         (self.store if store is None else store).put(
             flows.records["serial"],
             said.probabilities,
             said.unknown_score,
-            tokens.packets_used,
+            said.packets_used,
             ts_ns,
             said.values if self._n_values else None,
         )
@@ -316,7 +326,7 @@ class Run:
 
     def _hand_out(self, pending: _Pending) -> Iterator[EventBatch]:
         if self._answerer and pending.ready:
-            self._answerer.answer(joined(pending.ready))
+            self._answerer.answer(joined(pending.ready), counters=self.counters)
         pending.ready.clear()
         ended, pending.ended = pending.ended, []
         for flows in ended:

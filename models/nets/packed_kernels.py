@@ -150,6 +150,7 @@ def convolve(
     bias: F32,
     starts: I64,
     history: F32,
+    slots: I64,
     goes_on: bool,
     u: F32,
 ) -> None:
@@ -161,8 +162,8 @@ def convolve(
         taps: float32 (K, E); the last tap is the present packet.
         bias: float32 (E,).
         starts: int64 (F + 1,).
-        history: float32 (F, K - 1, E), the inputs before each flow's first row, oldest first; brought up to date. Not
-            looked at where the flows begin here.
+        history: float32 (slots, K - 1, E), the inputs before a flow's first row, oldest first; brought up to date.
+        slots: int64 (F,), where each flow's history is. Neither is looked at where the flows begin here.
         goes_on: whether there is a history.
         u: float32 (R, E), written.
     """
@@ -188,10 +189,10 @@ def convolve(
                 if r - back >= begin:
                     add_tap(u[r], x[at - back * x_step : at - back * x_step + width], taps[k])
                 elif goes_on:
-                    add_tap(u[r], history[f, k + r - begin], taps[k])
+                    add_tap(u[r], history[slots[f], k + r - begin], taps[k])
             silu_row(u[r])
         if goes_on:
-            _remember(x, x_step, begin, end, history[f])
+            _remember(x, x_step, begin, end, history[slots[f]])
 
 
 @njit(**_BLOCK)
@@ -220,6 +221,7 @@ def scan(
     z_step: int,
     last_only: bool,
     states: F32,
+    slots: I64,
     goes_on: bool,
     y: F32,
 ) -> None:
@@ -237,8 +239,8 @@ def scan(
             flow i if ``last_only``.
         z_step: elements from gate to gate.
         last_only: only each flow's last row has an output.
-        states: float32 (F, N, E), the state before each flow's first row; brought up to date. Not looked at where the
-            flows begin here.
+        states: float32 (slots, N, E), the state before a flow's first row; brought up to date.
+        slots: int64 (F,), where each flow's state is. Neither is looked at where the flows begin here.
         goes_on: whether there are states.
         y: float32 (outputs, E), written. May be the memory of ``u`` where every row has an output.
     """
@@ -250,7 +252,7 @@ def scan(
         begin, end = starts[f], starts[f + 1]
         for n in range(n_states):
             if goes_on:
-                copy_row(states[f, n], h[n])
+                copy_row(states[slots[f], n], h[n])
             else:
                 for j in range(width):
                     h[n, j] = 0.0
@@ -272,4 +274,4 @@ def scan(
             gate(s, z[i * z_step : i * z_step + width], y[i])
         if goes_on:
             for n in range(n_states):
-                copy_row(h[n], states[f, n])
+                copy_row(h[n], states[slots[f], n])

@@ -50,8 +50,8 @@ class FlowStates:
     """What is remembered of open flows; its size does not grow with their packets.
 
     Attributes:
-        conv: float32 (B, F, d_conv - 1, E), the last inputs of each convolution, oldest first.
-        scan: float32 (B, F, N, E), the states of each scan.
+        conv: float32 (B, slots, d_conv - 1, E), the last inputs of each convolution, oldest first.
+        scan: float32 (B, slots, N, E), the states of each scan.
     """
 
     conv: NDArray[np.float32]
@@ -64,10 +64,6 @@ class FlowStates:
     def bytes_per_flow(self) -> int:
         """Memory of one flow's state."""
         return self.conv[:, :1].nbytes + self.scan[:, :1].nbytes
-
-    def take(self, rows: NDArray[np.intp]) -> FlowStates:
-        """Copies of some flows' states."""
-        return FlowStates(self.conv[:, rows], self.scan[:, rows])
 
 
 class _Embedding:
@@ -167,6 +163,11 @@ class FastPacketMamba:
         """Logits after each flow's last packet: the module's arguments to float32 (F, C)."""
         return self.logits_of(self.features(numbers, flags, payload))
 
+    @property
+    def n_labels(self) -> int:
+        """C."""
+        return len(self._head_bias)
+
     def logits_of(self, features: Tensor) -> Tensor:
         """float32 (F, D) to (F, C)."""
         return functional.linear(features, self._head_weight, self._head_bias)
@@ -177,12 +178,12 @@ class FastPacketMamba:
         n_packets = np.maximum((arrays[1][..., DIRECTION] > 0).sum(axis=1), 1)
         return self._run(*arrays, np.zeros_like(n_packets), n_packets, None)
 
-    def new_states(self, n_flows: int) -> FlowStates:
-        """Of flows before their first packet."""
+    def new_states(self, n_slots: int) -> FlowStates:
+        """Of flows before their first packet; setting a slot to zero lets it begin anew."""
         block = self._blocks[0]
         n_states, channels = block.A2.shape
         n_history = len(block.taps) - 1
-        shape = (len(self._blocks), n_flows)
+        shape = (len(self._blocks), n_slots)
         return FlowStates(
             np.zeros((*shape, n_history, channels), np.float32),
             np.zeros((*shape, n_states, channels), np.float32),
@@ -191,6 +192,7 @@ class FastPacketMamba:
     def advance(
         self,
         states: FlowStates,
+        slots: NDArray[np.int64],
         numbers: NDArray[np.int32],
         flags: NDArray[np.uint8],
         payload: NDArray[np.uint8],
@@ -201,6 +203,7 @@ class FastPacketMamba:
 
         Args:
             states: after the packets before; brought up to date in place.
+            slots: int64 (F,), the slot of each flow; no two of them equal.
             numbers: int32 (F, K, 5).
             flags: uint8 (F, K, 10).
             payload: uint8 (F, K, P).
@@ -210,7 +213,7 @@ class FastPacketMamba:
         Returns:
             What is known after the last of them: float32 (F, D).
         """
-        return self._run(numbers, flags, payload, first, n_packets, states)
+        return self._run(numbers, flags, payload, first, n_packets, (states, slots))
 
     def _run(
         self,
@@ -219,7 +222,7 @@ class FastPacketMamba:
         payload: NDArray[np.uint8],
         first: NDArray[np.int64],
         n_packets: NDArray[np.int64],
-        states: FlowStates | None,
+        states: tuple[FlowStates, NDArray[np.int64]] | None,
     ) -> Tensor:
         width = len(self._norm_weight)
         found = torch.empty(len(n_packets), width)
@@ -236,7 +239,8 @@ class FastPacketMamba:
             for number, block in enumerate(self._blocks):
                 state = None
                 if states is not None:
-                    state = (states.conv[number, part], states.scan[number, part])
+                    kept, slots = states
+                    state = (kept.conv[number], kept.scan[number], slots[part])
                 is_last = number == len(self._blocks) - 1
                 _run_block(block, buffers, starts, state, is_last)
             found[part] = buffers.x[starts[1:] - 1]
@@ -251,7 +255,7 @@ class FastPacketMamba:
         return kept
 
 
-State = tuple[NDArray[np.float32], NDArray[np.float32]]
+State = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 
 
 def _run_block(
@@ -266,23 +270,31 @@ def _run_block(
     step = channels if is_last else 2 * channels
     flat = buffers.xz[: n_rows * step]
     product(normed, block.in_x if is_last else block.in_xz, flat.view(n_rows, step), buffers.scratch)
-    history, states = (_NO_STATES, _NO_STATES) if state is None else state
+    history, states, slots = (_NO_STATES, _NO_STATES, starts) if state is None else state
     goes_on = state is not None
     packed_kernels.convolve(
-        flat.numpy(), step, block.taps.numpy(), block.conv_bias.numpy(), starts, history, goes_on, u.numpy()
+        flat.numpy(),
+        step,
+        block.taps.numpy(),
+        block.conv_bias.numpy(),
+        starts,
+        history,
+        slots,
+        goes_on,
+        u.numpy(),
     )
     product(u, block.selection, selection, buffers.scratch)
     weights: tuple[Any, ...] = (block.dt_weight, block.dt_bias, block.A2, block.D)
     fixed = (u.numpy(), selection.numpy(), *(weight.numpy() for weight in weights), starts)
     if not is_last:
         gates = flat[channels:].numpy()
-        packed_kernels.scan(*fixed, gates, step, False, states, goes_on, u.numpy())
+        packed_kernels.scan(*fixed, gates, step, False, states, slots, goes_on, u.numpy())
         add_product(u, block.out, x, buffers.scratch)
         return
     last = torch.from_numpy(starts[1:] - 1)
     z, y, outputs = buffers.z[:n_flows], buffers.y[:n_flows], x[last]
     product(normed[last], block.in_z, z, buffers.scratch)
-    packed_kernels.scan(*fixed, z.view(-1).numpy(), channels, True, states, goes_on, y.numpy())
+    packed_kernels.scan(*fixed, z.view(-1).numpy(), channels, True, states, slots, goes_on, y.numpy())
     add_product(y, block.out, outputs, buffers.scratch)
     x[last] = outputs
 

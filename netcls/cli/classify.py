@@ -16,6 +16,7 @@ from netcls.cli.options import (
     NetclsCommand,
     decode_options,
     device_option,
+    early_exit_option,
     event_output_option,
     flow_table_options,
     format_option,
@@ -81,6 +82,7 @@ def flow_options(function: F) -> F:
 @threads_option
 @device_option
 @precision_option
+@early_exit_option
 @talk_options
 def classify(**options: Any) -> int:
     """Label every flow of captures.

@@ -205,6 +205,7 @@ def _description(files: CheckpointFiles) -> dict[str, Any]:
         "calibration": {
             "temperature": files.calibration.temperature,
             "unknown_threshold": files.calibration.unknown_threshold,
+            "early_exit": [level.document() for level in files.calibration.early_exit],
         },
         "card": files.card,
     }

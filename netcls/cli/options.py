@@ -385,6 +385,15 @@ def precision_option(function: F) -> F:
     )(function)
 
 
+def early_exit_option(function: F) -> F:
+    """``--early-exit``."""
+    return click.option(
+        "--early-exit",
+        is_flag=True,
+        help="Answer a flow after fewer packets where the model is sure; --stats says what that saves.",
+    )(function)
+
+
 def seed_option(function: F) -> F:
     """``--seed``."""
     return click.option(

@@ -23,6 +23,7 @@ from netcls.cli.options import (
     NetclsCommand,
     decode_options,
     device_option,
+    early_exit_option,
     event_output_option,
     flow_table_options,
     format_option,
@@ -115,6 +116,7 @@ _SWITCH_INTERVAL_S: Final = 0.0005
 @threads_option
 @device_option
 @precision_option
+@early_exit_option
 @talk_options
 def sniff(**options: Any) -> int:
     """Label the flows of live interfaces, as they come.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from capture.errors import UsageError
 from netcls.datasets.prepare import Prepared
 from netcls.datasets.splits import CALIBRATION, TEST, TRAIN, VALIDATION
 from netcls.evaluation.baselines import BaselineAnswer, BaselineInput, majority_baseline, run_baselines
@@ -18,7 +19,10 @@ from netcls.evaluation.metrics import confusion_matrix, score
 from netcls.evaluation.report import Comparison, compare
 
 if TYPE_CHECKING:
+    from capture.representations import TokenBatch
     from models.checkpoint import Calibration, Checkpoint
+    from models.checkpoint_files import ExitLevel
+    from models.predictor import Predictor
 
 
 LEAST_UNITS: Final = 5
@@ -85,6 +89,7 @@ def measure(
         held_logits, test_logits, repeated_logits = (
             predictor.logits(flows.tokens.take(rows)) for rows in (held, test, repeated)
         )
+        exits = exit_levels(predictor, flows.tokens.take(held), held_logits, flows.labels[held])
     temperature = fit_temperature(held_logits, flows.labels[held])
     threshold = None
     if options.unknown_quantile is not None:
@@ -135,7 +140,31 @@ def measure(
         ),
         "confusion_matrix": confusion_matrix(truth, predicted, len(flows.label_names)).tolist(),
     }
-    return Measured(Calibration(temperature, threshold), comparison, report)
+    return Measured(Calibration(temperature, threshold, exits), comparison, report)
+
+
+def exit_levels(
+    predictor: Predictor, tokens: TokenBatch, final: NDArray[np.float32], labels: NDArray[np.int64]
+) -> tuple[ExitLevel, ...]:
+    """When the checkpoint may answer early, fitted on calibration flows; none for families that cannot.
+
+    Args:
+        predictor: of the checkpoint.
+        tokens: of calibration flows.
+        final: float32 (F, C), logits of the whole inputs.
+        labels: int64 (F,).
+    """
+    from models.early_exit import LEVELS, fit_levels
+
+    most = int(tokens.packets_used.max(initial=0))
+    packets = tuple(level for level in LEVELS if level < most)
+    try:
+        logits = [predictor.logits_after(tokens, level) for level in packets]
+    except UsageError:
+        return ()
+    if not logits:
+        return ()
+    return fit_levels(np.stack(logits), final, labels, tokens.packets_used, packets)
 
 
 def bootstrap_units(prepared: Prepared, rows: NDArray[np.intp]) -> NDArray[np.int64]:

@@ -95,7 +95,7 @@ def test_flows_that_go_on_get_the_answers_of_the_whole_sequence(n_at_once):
         whole = model.prefix_logits(*tokens)
         for k in range(0, 7, n_at_once):
             n = min(n_at_once, 7 - k)
-            features = model_fast.advance(states, *arrays, np.full(6, k), np.full(6, n))
+            features = model_fast.advance(states, np.arange(6), *arrays, np.full(6, k), np.full(6, n))
             torch.testing.assert_close(
                 model_fast.logits_of(features), whole[:, k + n - 1], atol=1e-5, rtol=1e-5
             )
@@ -112,7 +112,7 @@ def test_the_state_of_an_open_flow_is_of_one_size_and_its_cost_that_of_the_new_p
     monkeypatch.setattr(packed_kernels, "scan", lambda u, *more: (rows.append(len(u)), scan(u, *more)))
     arrays = [t.numpy() for t in some_tokens(3)]
     for age in range(200):
-        model.advance(states, *arrays, np.full(3, age % 5), np.ones(3, np.int64))
+        model.advance(states, np.arange(3), *arrays, np.full(3, age % 5), np.ones(3, np.int64))
     assert set(rows) == {3}, "each call computes the new packets and nothing else"
     assert len(rows) == 200 * 2
     assert states.conv.nbytes + states.scan.nbytes == 3 * 38_912
