@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from capture.errors import CheckpointError, LiveError, UsageError
 from capture.live import interfaces
-from netcls.daemon.places import control_path, someone_answers_at
+from netcls.daemon.places import AUTO, control_path, someone_answers_at
 
 if TYPE_CHECKING:
     from models.checkpoint_files import CheckpointFiles
@@ -66,7 +66,8 @@ def output_problems(config: ServeConfig) -> list[str]:
 
 
 def _source(config: ServeConfig, as_if_starting: bool) -> Iterator[str]:
-    if not config.iface and config.spool is None:
+    # A file may leave this to a flag.
+    if not config.iface and config.spool is None and as_if_starting:
         yield "iface: got none, and no spool; expected an interface (--iface eth0) or a folder (--spool DIR)"
     if config.iface and config.spool is not None:
         yield "spool: got one, and interfaces too; expected one of them; run two daemons for both"
@@ -158,6 +159,8 @@ def _cannot_bind(host: str, port: int) -> str:
 def _places(config: ServeConfig, as_if_starting: bool) -> Iterator[str]:
     if config.store is not None:
         yield from _unwritable("store", Path(config.store))
+    if config.control == AUTO and not as_if_starting:
+        return
     try:
         path = control_path(config.control)
     except UsageError as error:

@@ -32,6 +32,11 @@ class AppendFile:
         """True between :meth:`open` and :meth:`close`."""
         return self._fd >= 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of the open file, whatever its name is by now."""
+        return os.fstat(self._fd).st_size
+
     def open(self) -> None:
         """Open or make it.
 

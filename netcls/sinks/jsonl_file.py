@@ -62,7 +62,7 @@ class JsonLinesFile:
     def open(self) -> None:
         """See the contract."""
         self._file.open()
-        self._n_bytes = self._path.stat().st_size
+        self._n_bytes = self._file.size
         self._opened_s = self._now_s()
 
     def write(self, batch: Sequence[Told]) -> int:

@@ -101,6 +101,7 @@ class SinkRunner:
         self._queue: deque[Told] = deque()
         self._offered: list[Told] = []  # oldest of all; out of the queue while the sink looks at them
         self._changed = threading.Condition()
+        self._is_open = False
         self._is_closing = False
         self._give_up_s = float("inf")
         self._reopen = False
@@ -201,13 +202,15 @@ class SinkRunner:
     def _step(self) -> bool:
         """Open if need be, send a batch, flush, rest; False when there is nothing left to do."""
         self._beat()
-        if not self.is_up and not self._open():
-            return self._rest()
         try:
+            if not self._is_open:
+                self._sink.open()
+                self._is_open = True
+                self._next_flush_s = time.monotonic() + _FLUSH_S
             self._send()
         except SinkError as error:
             self._went_away(str(error))
-            return True
+            return self._rest()
         with self._changed:
             if self._queue or self._offered or self._reopen:
                 return not (self._is_closing and time.monotonic() >= self._give_up_s)
@@ -216,18 +219,12 @@ class SinkRunner:
             self._changed.wait(_BEAT_S)
         return True
 
-    def _open(self) -> bool:
-        try:
-            self._sink.open()
-        except SinkError as error:
-            self._went_away(str(error))
-            return False
-        self._next_flush_s = time.monotonic() + _FLUSH_S
-        self._back_off_s = FIRST_BACK_OFF_S
+    def _came_back(self) -> None:
+        """A sink is up when it has taken something, or there was nothing to take: a full disk can be opened too."""
         was, self.is_up = self.is_up, True
+        self._back_off_s = FIRST_BACK_OFF_S
         if was is False:
             self._on_state(self.name, True, f"back; {self.counters.dropped} dropped so far")
-        return True
 
     def _send(self) -> None:
         """Offer one batch; also reopens and flushes when it is time."""
@@ -242,12 +239,16 @@ class SinkRunner:
         if self._offered:
             self._at_write(len(self._offered))
             n_taken = self._sink.write(self._offered)
+            if n_taken and not self.is_up:
+                self._came_back()
             with self._changed:
                 self.counters.sent += n_taken
                 self._offered = self._offered[n_taken:]
                 self._changed.notify_all()
                 if self._offered:
                     self._changed.wait(_RECHECK_S)
+        elif not self.is_up:
+            self._came_back()
         if time.monotonic() >= self._next_flush_s:
             self._sink.flush()
             self._next_flush_s = time.monotonic() + _FLUSH_S
@@ -255,6 +256,7 @@ class SinkRunner:
     def _went_away(self, why: str) -> None:
         """Say so once, and let what was offered be the oldest of the queue again."""
         was, self.is_up, self.last_error = self.is_up, False, why
+        self._is_open = False
         with self._changed:
             self.counters.retried += len(self._offered)
             self._queue.extendleft(reversed(self._offered))
