@@ -62,6 +62,7 @@ class Reader(threading.Thread):
         self.stats: dict[str, Any] = {}
 
     def run(self) -> None:
+        """Until the socket ends."""
         rest = b""
         while data := self.socket.recv(1 << 20):
             now_s = time.monotonic()
