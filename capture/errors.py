@@ -17,6 +17,9 @@ A *packet* is never an exception: it gets a :class:`capture.reject.Reject` reaso
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class NetclsError(Exception):
     """The operator's mistake or unreadable input; the command line turns it into one line and exit code 2."""
@@ -56,3 +59,9 @@ class DataError(NetclsError):
 
 class UsageError(NetclsError):
     """A flag, configuration key or environment variable is wrong."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known word, else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -7,9 +7,9 @@ import ctypes
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 from capture.errors import CheckpointError
 
@@ -58,11 +58,24 @@ def write_folder(target: Path, write: Callable[[Path], Result], *, looks_like: s
 
 
 def replace_file(target: Path, data: bytes) -> None:
-    """Write a file under a temporary name, flush it, rename it: a reader sees the old bytes or the new."""
+    """Write a file whole, as :func:`new_file` does."""
+    with new_file(target) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def new_file(target: Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name beside ``target``, flushed and renamed to it if the block ends well, else removed.
+
+    A reader sees the old bytes or the new.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     handle, scratch = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(scratch).replace(target)

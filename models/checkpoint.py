@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from capture.errors import CheckpointError
+from capture.errors import CheckpointError, did_you_mean
 from models.atomic_write import replace_file, write_folder
 from models.bounded_json import read_json
 from models.checkpoint_files import (
@@ -24,7 +24,6 @@ from models.checkpoint_files import (
     CheckpointFiles,
     check_keys,
     config_document,
-    did_you_mean,
     is_plain_name,
     read_files,
 )

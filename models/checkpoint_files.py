@@ -14,7 +14,6 @@ This module checks each file by itself; :mod:`models.checkpoint_verify` checks t
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import re
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from capture.errors import CheckpointError
+from capture.errors import CheckpointError, did_you_mean
 from models.bounded_json import canonical_json, read_json
 from models.safetensors_header import TensorEntry, read_header
 from models.tasks import CLASS, Task, read_task
@@ -229,12 +228,6 @@ def check_calibration(temperature: Any, unknown_threshold: Any, where: str) -> N
         raise CheckpointError(
             f"{where}: got unknown_threshold {unknown_threshold!r:.40}, expected null or a number from 0 to 1"
         )
-
-
-def did_you_mean(name: str, known: list[str]) -> str:
-    """``, did you mean 'x'?`` or nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _check_file(folder: Path, name: str) -> int:

@@ -11,8 +11,8 @@ import types
 import typing
 from typing import TYPE_CHECKING, Any, Final
 
-from capture.errors import CheckpointError, NetclsError
-from models.checkpoint_files import WEIGHTS_FILE, CheckpointFiles, check_keys, did_you_mean
+from capture.errors import CheckpointError, NetclsError, did_you_mean
+from models.checkpoint_files import WEIGHTS_FILE, CheckpointFiles, check_keys
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from capture.errors import UsageError
-from netcls.config import did_you_mean
+from capture.errors import UsageError, did_you_mean
 from netcls.event import as_dict, events_of
 from netcls.inputs import find_captures
 from netcls.pipeline import Run, RunOptions

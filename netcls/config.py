@@ -13,22 +13,15 @@ A flag beats the environment (``NETCLS_CLASSIFY_IDLE_TIMEOUT_S``), which beats t
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from capture.errors import UsageError
+from capture.errors import UsageError, did_you_mean
 
 # Command -> its option names (with underscores), or its sub-commands with theirs.
 OptionTree = Mapping[str, "Iterable[str] | OptionTree"]
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest known word, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def read_config(path: str, options: OptionTree) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from capture.errors import UsageError
+from capture.errors import UsageError, did_you_mean
 from capture.flow_batch import FlowBatch
 from capture.representations.base import TokenBatch
-from netcls.config import did_you_mean
 from netcls.event import as_dict, events_of
 from netcls.event_batch import EventBatch
 from netcls.explanation import ExplainOptions, Explanation, explain

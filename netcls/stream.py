@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from capture.errors import UsageError
-from netcls.config import did_you_mean
+from capture.errors import UsageError, did_you_mean
 from netcls.event import as_dict, events_of
 from netcls.live_open import Listening, open_interfaces
 

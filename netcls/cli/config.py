@@ -8,9 +8,9 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from capture.errors import UsageError
+from capture.errors import UsageError, did_you_mean
 from netcls.cli.options import CONFIG_PATH, CommandGroup, NetclsCommand, json_option, option_tree
-from netcls.config import did_you_mean, read_config
+from netcls.config import read_config
 from netcls.output import Output
 
 _ORIGINS: Final = {

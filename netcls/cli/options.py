@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from capture.errors import UsageError
-from netcls.config import OptionTree, did_you_mean, read_config
+from capture.errors import UsageError, did_you_mean
+from netcls.config import OptionTree, read_config
 
 CONFIG_PATH: Final = "netcls.config"  # keys of click's ctx.meta
 ARGUMENTS: Final = "netcls.arguments"

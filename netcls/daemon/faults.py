@@ -16,8 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from capture.errors import UsageError
-from netcls.config import did_you_mean
+from capture.errors import UsageError, did_you_mean
 from netcls.sinks.base import SinkError
 
 VARIABLE: Final = "NETCLS_FAULT"

@@ -142,14 +142,15 @@ def _verdict(checks: Sequence[Mapping[str, Any]]) -> str:
     for check in sorted(tried, key=lambda check: (not check["is_shortcut"], -check["retrained"]["drop"])):
         again = check["retrained"]
         low, high = (end * 100 for end in again["drop_interval"])
-        points = f"{again['drop'] * 100:.0f} points [{low:.0f}, {high:.0f}]"
+        lost = round(again["drop"] * 100)
+        points = f"{'loses' if lost >= 0 else 'gains'} {abs(lost)} points (lost: [{low:.0f}, {high:.0f}])"
         if again["drop"] <= LEAST_DROP:
-            cost = f"Trained without {check['group']}, it loses {points}: other fields tell the same"
+            cost = f"Trained without {check['group']}, it {points}: other fields tell the same"
             advice = ", so hide this one." if check["is_shortcut"] else "."
         elif again["drop_interval"][0] <= 0:
-            cost, advice = f"Trained without {check['group']}, it loses {points}: not certain", "."
+            cost, advice = f"Trained without {check['group']}, it {points}: not certain", "."
         else:
-            cost = f"Trained without {check['group']}, it loses {points}"
+            cost = f"Trained without {check['group']}, it {points}"
             advice = ": so much of the number is the shortcut." if check["is_shortcut"] else "."
         sentences.append(cost + advice)
     return " ".join(sentences)

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, unquote
 
-from capture.errors import UsageError
-from netcls.config import did_you_mean
+from capture.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from netcls.sinks.base import Sink

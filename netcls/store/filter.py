@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from capture.errors import UsageError
-from netcls.config import did_you_mean
+from capture.errors import UsageError, did_you_mean
 from netcls.event import Event
 
 MAX_VALUES: Final = 64  # of all fields together

@@ -383,7 +383,7 @@ def _whole(pairs: list[tuple[str, str]], name: str, default: int, least: int, mo
 
 
 def _only(pairs: list[tuple[str, str]], *names: str) -> None:
-    from netcls.config import did_you_mean
+    from capture.errors import did_you_mean
 
     for name, _ in pairs:
         if name not in names:

@@ -249,18 +249,18 @@ JSON_DAMAGES: list[tuple[str, Callable[[Any], Any], str]] = [
     ),
     ("config.json", with_key("format", value=True), "got format True, expected 1"),
     ("config.json", without_key("kind"), "got no key 'kind'"),
-    ("config.json", with_key("famly", value="x"), "got unknown key 'famly', did you mean 'family'"),
+    ("config.json", with_key("famly", value="x"), "got unknown key 'famly'; did you mean 'family'"),
     (
         "config.json",
         with_key("kind", value="oracle"),
         "got kind 'oracle', expected one of classifier, backbone",
     ),
     ("config.json", with_key("kind", value="backbone"), "got 3 labels, expected 0 to 0 for a backbone"),
-    ("config.json", with_key("family", value="netmmba"), "got family 'netmmba', did you mean 'netmamba'"),
+    ("config.json", with_key("family", value="netmmba"), "got family 'netmmba'; did you mean 'netmamba'"),
     ("config.json", with_key("family", value="netmamba"), "got unknown key 'width'"),
     ("config.json", with_key("family", value=None), "got null as family, expected a string"),
     ("config.json", lambda _: [], "got a list, expected an object"),
-    ("config.json", with_key("model", "depth", value=3), "got unknown key 'depth', did you mean 'width'"),
+    ("config.json", with_key("model", "depth", value=3), "got unknown key 'depth'; did you mean 'width'"),
     ("config.json", without_key("model", "width"), "got no key 'width'"),
     (
         "config.json",
@@ -294,7 +294,7 @@ JSON_DAMAGES: list[tuple[str, Callable[[Any], Any], str]] = [
     (
         "config.json",
         with_key("representation", "name", value="netmaba"),
-        "got 'netmaba', did you mean 'netmamba'",
+        "got 'netmaba'; did you mean 'netmamba'",
     ),
     (
         "config.json",
@@ -540,7 +540,7 @@ def test_names_and_aliases_find_what_ships_and_paths_find_folders(shipped: Path,
 
 def test_an_unknown_name_is_answered_with_the_names_there_are(shipped: Path) -> None:
     expected = (
-        "checkpoint 'defualt' is not known, did you mean 'default'?; "
+        "checkpoint 'defualt' is not known; did you mean 'default'?; "
         "the names are default, tiny-base, tiny-lab; or give a folder"
     )
     with pytest.raises(CheckpointError) as error:

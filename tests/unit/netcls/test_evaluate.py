@@ -350,7 +350,7 @@ def test_trees_trained_without_a_field_lose_what_no_other_field_tells(tmp_path, 
     if sizes_differ:
         assert tos["retrained"]["drop"] == 0
         assert (
-            "Trained without tos, it loses 0 points [0, 0]: other fields tell the same."
+            "Trained without tos, it loses 0 points (lost: [0, 0]): other fields tell the same."
             in facts["retrained_verdict"]
         )
     else:
