@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import stat
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 MODE: Final = 0o660
 MAX_READERS: Final = 64
 _BACKLOG_BYTES: Final = 4 << 20  # that wait for one reader before it is cut
+_LAST_LINES_S: Final = 2.0  # for readers to take what waits for them when the sink is closed
+_LOOK_AGAIN_S: Final = 0.005
 _LONGEST_PATH: Final = 107  # sun_path of unix(7), less the zero
 
 
@@ -89,8 +92,12 @@ class UnixSocketSink:
 
     def close(self) -> None:
         """See the contract."""
+        end_s = time.monotonic() + _LAST_LINES_S
+        while any(reader.waiting for reader in self._readers) and time.monotonic() < end_s:
+            for reader in list(self._readers):
+                self._send(reader)
+            time.sleep(_LOOK_AGAIN_S)
         for reader in list(self._readers):
-            self._send(reader)
             self._leave(reader)
         if self._listener is not None:
             self._listener.close()

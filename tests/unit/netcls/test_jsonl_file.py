@@ -222,6 +222,22 @@ def test_many_readers_get_every_line_and_a_slow_one_is_cut_and_counted(tmp_path:
     assert not path.exists()
 
 
+def test_closing_lets_a_reader_take_what_waits_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "events.sock"
+    sink = UnixSocketSink(path)
+    sink.open()
+    with connected(path) as reader:
+        batch = told(1, 5000)
+        sink.write(batch)  # more than the kernel holds
+        closing = threading.Thread(target=sink.close)
+        closing.start()
+        got = bytearray()
+        while data := reader.recv(1 << 16):
+            got += data
+        closing.join()
+    assert bytes(got) == b"".join(each.line for each in batch)
+
+
 def test_a_socket_that_a_killed_process_left_is_replaced_and_a_living_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "events.sock"
     dead = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
