@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--flows-per-s", type=float, nargs="*", default=[10, 50, 150])
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--packets", type=int, default=32, help="of a flow; what the default model wants")
+    parser.add_argument("--model", default="default")
     parser.add_argument("--overload", type=float, help="flows a second")
     parser.add_argument("--overload-s", type=float, default=40)
     parser.add_argument("--rest-s", type=float, default=30)
@@ -151,6 +152,7 @@ def main() -> None:
             "--drain-s",
             "60",
         ]
+        arguments += ["--model", given.model]
         with log.open("wb") as err:
             daemon = subprocess.Popen(
                 [NETCLS, "serve", *arguments], stderr=err, env=os.environ | {"OMP_WAIT_POLICY": "passive"}
