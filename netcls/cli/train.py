@@ -74,7 +74,13 @@ def run_options(function: F) -> F:
 
 
 @click.command("finetune", cls=NetclsCommand)
-@click.argument("data", metavar="DATA")
+@click.argument("data", required=False, metavar="[DATA]")
+@click.option(
+    "--from-store",
+    metavar="FILE",
+    show_default="none",
+    help="Instead of DATA: the store of netcls serve, with the labels that were given on its page.",
+)
 @click.option(
     "--base",
     metavar="NAME|DIR|none",
@@ -194,6 +200,10 @@ def finetune(**options: Any) -> None:
     """
     from netcls.finetuning import FinetuneOptions, run_finetune
 
+    store = options.pop("from_store")
+    if (store is None) == (options["data"] is None):
+        raise UsageError("give either DATA or --from-store FILE; " + ("got both" if store else "got neither"))
+    options["data"] = store or options["data"]
     options["group"] = column_names(options["group"])
     options["drop_labels"] = options["drop_label"]
     options["leave_out"] = tuple(tuple(group.split(",")) for group in options["leave_out"])

@@ -216,6 +216,10 @@ def build_flows(
         from netcls.datasets.stored_use import flows_of_dataset
 
         return flows_of_dataset(source, representation, options, on_progress)
+    if source.form == 5:
+        from netcls.store.feedback import flows_of_feedback
+
+        return flows_of_feedback(source, representation, options)
     report = BuildReport(
         rows=sum(0 if capture.rows is None else len(capture.rows) for capture in source.captures),
         rows_dropped_label=source.n_dropped,

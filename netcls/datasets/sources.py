@@ -21,6 +21,7 @@ from capture.errors import DataError, UsageError
 from netcls.datasets.files import file_digest
 from netcls.datasets.tables import Row, Table, open_table
 from netcls.inputs import CAPTURE_SUFFIXES, COMPRESSED_SUFFIXES, find_captures
+from netcls.store.schema import is_store
 
 if TYPE_CHECKING:
     from netcls.datasets.stored import StoredDataset
@@ -100,7 +101,7 @@ class DataSource:
 
     Attributes:
         path: DATA as given.
-        form: 1 directory, 2 table of captures, 3 table of flows, 4 built dataset.
+        form: 1 directory, 2 table of captures, 3 table of flows, 4 built dataset, 5 store with an operator's labels.
         captures: by name.
         labels: class names, sorted.
         groups: each the values of the group columns, or the capture's name.
@@ -141,6 +142,10 @@ def read_source(path: str | os.PathLike[str], options: DataOptions | None = None
         source = dataset_source(place, options)
     elif place.is_dir():
         source = _read_directory(place, options)
+    elif is_store(place):
+        from netcls.store.feedback import feedback_source
+
+        source = feedback_source(place, options)
     elif place.exists():
         if is_capture_name(place.name):
             raise DataError(

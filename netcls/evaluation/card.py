@@ -105,7 +105,7 @@ def card_of_run(
     }
     if comparison is None:
         return other_card(title=title, report=report, data={"name": data_name, **data}, **about)
-    return classifier_card(
+    card = classifier_card(
         title=f"{title} on {len(report['labels'])} classes",
         comparison=comparison,
         all_flows=report["test_with_repeated_inputs"],
@@ -113,6 +113,9 @@ def card_of_run(
         data={"name": data_name, "classes": len(report["labels"]), **data},
         **about,
     )
+    if "confusion_matrix" in report:
+        card["confusion"] = {"labels": list(report["labels"]), "matrix": report["confusion_matrix"]}
+    return card
 
 
 def other_card(

@@ -340,6 +340,8 @@ def _label_of(body: bytes) -> tuple[int, str | None, str]:
     ):
         raise HTTPException(400, expected)
     flow_id, label, note = given.get("flow_id"), given["label"], given.get("note", "")
+    if isinstance(flow_id, float) and flow_id.is_integer():
+        flow_id = int(flow_id)  # to JSON, 7.0 is 7
     if type(flow_id) is not int or not 0 <= flow_id < _MAX_FLOW_ID:
         raise HTTPException(400, f"flow_id is no flow's number; {expected}")
     if label is not None and (
