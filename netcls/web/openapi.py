@@ -250,7 +250,7 @@ def _post_label() -> dict[str, Any]:
 def _post_capture() -> dict[str, Any]:
     return {
         "summary": "Classify the capture in the body",
-        "requestBody": {"required": True, "content": {"application/vnd.tcpdump.pcap": {}}},
+        "requestBody": {"required": True, "content": {"application/octet-stream": {}}},
         "responses": _answers(
             200, _object("events", "stats", "warnings", "truncated"), 400, 403, 413, 422, 503, 504
         ),

@@ -7,6 +7,7 @@ server.stop()
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, Final
@@ -103,6 +104,8 @@ def start(
         timeout_graceful_shutdown=3,
         h11_max_incomplete_event_size=16 << 10,
     )
+    # One line a request is no news for an appliance's log.
+    logging.getLogger("uvicorn.access").disabled = True
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), name="netcls-web", daemon=True)
     thread.start()

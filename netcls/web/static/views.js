@@ -113,7 +113,7 @@ export function UploadView() {
     if (!file) return;
     setState({ busy: file.name });
     try {
-      const answer = await ask("/api/v1/classify", { method: "POST", headers: { "content-type": "application/vnd.tcpdump.pcap" }, body: file });
+      const answer = await ask("/api/v1/classify", { method: "POST", headers: { "content-type": "application/octet-stream" }, body: file });
       setState({ done: file.name, ...answer });
     } catch (failure) { setState({ error: failure.message }); }
   };
