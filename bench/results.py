@@ -65,6 +65,9 @@ def options_of(job: Job, data: str, cache: Path, threads: int) -> EvaluateOption
     given: dict[str, Any] = {
         "max_flows_per_capture": 20,
         "max_checked_flows": 500,
+        "retrained_fields": 1
+        if job.task.needs == LAB
+        else 2,  # of 90 s each where networks are retrained whole
         "max_seconds_per_row": MAX_SECONDS_PER_ROW,
         **job.task.options,
     }
@@ -107,6 +110,7 @@ def command_of(options: EvaluateOptions, table: str) -> str:
         words += ["--unknown-label", label]
     if options.max_seconds_per_row != MAX_SECONDS_PER_ROW:
         words += ["--max-seconds-per-row", f"{options.max_seconds_per_row:g}"]
+    words += ["--retrained-fields", str(options.retrained_fields)]
     words += [] if options.baselines else ["--no-baselines"]
     words += [] if options.checks else ["--no-checks"]
     return shlex.join(words)
