@@ -11,11 +11,14 @@ read       pcap      packets a capture file to blocks
 decode     headers   packets blocks to columns
 flows      records   packets columns to flow records, nothing kept of the packets
 flows      tokens    packets the same, with the first bytes that NetMamba wants
+flows      netfound  packets the same, with the headers that netFound wants
 tokens     netmamba  packets the first packets of all flows to model input, for each packet of the capture
+tokens     netfound  packets the same, to bursts of field tokens
 model      MODEL     flows   model input to logits; in fp32, and in bf16 where the CPU has it
 train      MODEL     flows   one step of AdamW, forward and backward
 end_to_end records   packets a capture file to flow records: ``netcls flows``
 end_to_end tokens    packets a capture file to model input: ``netcls tokens``
+end_to_end netfound  packets the same with netFound's input
 end_to_end MODEL     flows   a capture file to answers, in the precision of choice: ``netcls classify``
 ========== ========= ======= ==========================================================================================
 

@@ -23,10 +23,13 @@ def tasks(options: BenchOptions, folder: Path) -> list[Task]:
         ("read", "pcap", road.read),
         ("decode", "headers", road.decode),
         ("flows", "records", lambda: road.assemble(KeepSpec())),
-        ("flows", "tokens", lambda: road.assemble(road.representation.keep)),
-        ("tokens", "netmamba", road.tokenize),
+        ("flows", "tokens", lambda: road.assemble(build("netmamba").keep)),
+        ("flows", "netfound", lambda: road.assemble(build("netfound").keep)),
+        ("tokens", "netmamba", lambda: road.tokenize("netmamba")),
+        ("tokens", "netfound", lambda: road.tokenize("netfound")),
         ("end_to_end", "records", road.file_to_records),
-        ("end_to_end", "tokens", road.file_to_tokens),
+        ("end_to_end", "tokens", lambda: road.file_to_tokens("netmamba")),
+        ("end_to_end", "netfound", lambda: road.file_to_tokens("netfound")),
     ]
     return [
         Task(stage, name, "packets", _always(work))
@@ -46,7 +49,7 @@ class _Road:
     def __init__(self, options: BenchOptions, folder: Path) -> None:
         self._traffic = Traffic(options.n_packets, seed=options.seed)
         self._folder = folder
-        self.representation = build("netmamba")
+        self._ready: dict[str, list[FlowBatch]] = {}
 
     @cached_property
     def _path(self) -> str:
@@ -63,13 +66,15 @@ class _Road:
     def _decoded(self) -> list[DecodedBlock]:
         return [decode(block) for block in self._blocks]
 
-    @cached_property
-    def _ready(self) -> list[FlowBatch]:
-        table = FlowTable(FlowTableConfig(), self.representation.keep)
-        ready: list[FlowBatch] = []
-        for block, decoded in zip(self._blocks, self._decoded, strict=True):
-            ready += [step.ready for step in table.push(block, decoded) if len(step.ready)]
-        return ready + [step.ready for step in table.flush() if len(step.ready)]
+    def _ready_for(self, representation: str) -> list[FlowBatch]:
+        if representation not in self._ready:
+            table = FlowTable(FlowTableConfig(), build(representation).keep)
+            ready: list[FlowBatch] = []
+            for block, decoded in zip(self._blocks, self._decoded, strict=True):
+                ready += [step.ready for step in table.push(block, decoded) if len(step.ready)]
+            ready += [step.ready for step in table.flush() if len(step.ready)]
+            self._ready[representation] = ready
+        return self._ready[representation]
 
     def read(self) -> int:
         with open_capture(self._path) as reader:
@@ -89,9 +94,10 @@ class _Road:
             pass
         return table.counters.packets
 
-    def tokenize(self) -> int:
-        for flows in self._ready:
-            self.representation.tokenize(flows)
+    def tokenize(self, name: str) -> int:
+        representation = build(name)
+        for flows in self._ready_for(name):
+            representation.tokenize(flows)
         return self._traffic.n_packets
 
     def file_to_records(self) -> int:
@@ -102,10 +108,10 @@ class _Road:
                 pass
         return run.counters.packets_in_flows
 
-    def file_to_tokens(self) -> int:
+    def file_to_tokens(self, representation: str) -> int:
         from netcls.tokens import tokens_of_capture
 
-        for _ in tokens_of_capture(self._path, self.representation, FlowTableConfig()):
+        for _ in tokens_of_capture(self._path, build(representation), FlowTableConfig()):
             pass
         return self._traffic.n_packets
 

@@ -1,4 +1,4 @@
-"""What NetMamba+ sees of every golden capture: `expected_tokens.jsonl` beside what `netcls flows` must say."""
+"""What NetMamba+ and netFound see of every golden capture: `expected_*tokens.jsonl` beside the flows' records."""
 
 from __future__ import annotations
 
@@ -36,6 +36,35 @@ def token_lines_of(case: Path) -> list[str]:
                 )
             )
     return lines
+
+
+def netfound_lines_of(case: Path) -> list[str]:
+    """One line a flow: of each burst the values of its fields, direction, bytes, packets and IAT."""
+    representation = build("netfound", {"field_policy": "none"})
+    lines = []
+    capture = str(case / "capture.pcap")
+    for flows, tokens in tokens_of_capture(capture, representation, FlowTableConfig()):
+        a = tokens.arrays
+        for f in range(len(flows)):
+            bursts = [
+                [
+                    [int(token) - 1 for token in a["ids"][f, b, 1:] if token],
+                    int(a["direction"][f, b]),
+                    float(a["bytes"][f, b]),
+                    float(a["packets"][f, b]),
+                    round(float(a["iat"][f, b]), 4),
+                ]
+                for b in range(int((a["direction"][f] != 0).sum()))
+            ]
+            flow = {"flow_id": int(flows.records["flow_id"][f]), "protocol": int(a["protocol"][f])}
+            lines.append(json.dumps(flow | {"bursts": bursts}))
+    return lines
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_the_netfound_tokens_of_a_capture_are_what_they_were(case: Path) -> None:
+    expected = (case / "expected_netfound_tokens.jsonl").read_text().splitlines()
+    assert netfound_lines_of(case) == expected
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)

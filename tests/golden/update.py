@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.golden.test_golden import cases, lines_of
-from tests.golden.test_golden_tokens import token_lines_of
+from tests.golden.test_golden_tokens import netfound_lines_of, token_lines_of
 
 
 def update(expected: Path, after: list[str]) -> None:
@@ -23,6 +23,7 @@ def main() -> None:
     for case in cases():
         update(case / "expected.jsonl", lines_of(case))
         update(case / "expected_tokens.jsonl", token_lines_of(case))
+        update(case / "expected_netfound_tokens.jsonl", netfound_lines_of(case))
 
 
 if __name__ == "__main__":

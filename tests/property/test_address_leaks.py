@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,14 +70,21 @@ OTHER: Ends = {
 }
 
 
-def tokens_of(frames: list[bytes], decap: str) -> NDArray[np.uint8]:
-    representation = build("netmamba", {"field_policy": "leak_free"})
+def tokens_of(frames: list[bytes], decap: str, name: str = "netmamba") -> NDArray[np.uint8]:
+    """Everything a model sees of these packets, as bytes, one row a flow."""
+    representation = build(name, {"field_policy": "leak_free"})
     table, decoder = FlowTable(FlowTableConfig(), representation.keep), Decoder(DecodeOptions(decap=decap))
     block = block_of(frames)
     decoded = decoder.decode(block)
     assert not decoded.reject.any()
     steps = [*table.push(block, decoded), *table.flush()]
-    return np.concatenate([representation.tokenize(step.ready).arrays["bytes"] for step in steps])
+    batches = [representation.tokenize(step.ready) for step in steps if len(step.ready)]
+    return np.concatenate([_as_bytes(batch.arrays, len(batch)) for batch in batches])
+
+
+def _as_bytes(arrays: dict[str, NDArray[Any]], n: int) -> NDArray[np.uint8]:
+    columns = [np.ascontiguousarray(array).reshape(n, -1).view(np.uint8) for array in arrays.values()]
+    return np.concatenate(columns, axis=1)
 
 
 def dialogue(wrap: Wrap, ends: Ends) -> list[bytes]:
@@ -87,10 +95,11 @@ def dialogue(wrap: Wrap, ends: Ends) -> list[bytes]:
     return [wrap(packet, ends) for packet in (inner, first, later, inner)]
 
 
+@pytest.mark.parametrize("representation", ["netmamba", "netfound"])
 @pytest.mark.parametrize("decap", ["inner", "outer"])
 @pytest.mark.parametrize("name", WRAPS)
-def test_no_address_of_any_header_reaches_leak_free_input(name: str, decap: str) -> None:
-    one, other = (tokens_of(dialogue(WRAPS[name], ends), decap) for ends in (ONE, OTHER))
+def test_no_address_of_any_header_reaches_leak_free_input(name: str, decap: str, representation: str) -> None:
+    one, other = (tokens_of(dialogue(WRAPS[name], ends), decap, representation) for ends in (ONE, OTHER))
     assert one.any()
     assert np.array_equal(one, other)
 

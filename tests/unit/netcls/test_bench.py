@@ -88,9 +88,12 @@ def test_every_stage_of_the_capture_side_works_on_every_packet(tmp_path: Path) -
             ("decode", "headers"),
             ("flows", "records"),
             ("flows", "tokens"),
+            ("flows", "netfound"),
             ("tokens", "netmamba"),
+            ("tokens", "netfound"),
             ("end_to_end", "records"),
             ("end_to_end", "tokens"),
+            ("end_to_end", "netfound"),
         ],
         ("packets", 2000),
     )
@@ -99,7 +102,10 @@ def test_every_stage_of_the_capture_side_works_on_every_packet(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"stages": ("decode", "flows")}, ["decode headers", "flows records", "flows tokens"]),
+        (
+            {"stages": ("decode", "flows")},
+            ["decode headers", "flows records", "flows tokens", "flows netfound"],
+        ),
         ({"names": ("records",)}, ["flows records", "end_to_end records"]),
         ({"stages": ("flows", "read"), "names": ("tokens", "pcap")}, ["read pcap", "flows tokens"]),
     ],
