@@ -110,7 +110,7 @@ def command_of(options: EvaluateOptions, table: str) -> str:
         words += ["--unknown-label", label]
     if options.max_seconds_per_row != MAX_SECONDS_PER_ROW:
         words += ["--max-seconds-per-row", f"{options.max_seconds_per_row:g}"]
-    words += ["--retrained-fields", str(options.retrained_fields)]
+    words += ["--retrained-fields", str(options.retrained_fields)] if options.checks else []
     words += [] if options.baselines else ["--no-baselines"]
     words += [] if options.checks else ["--no-checks"]
     return shlex.join(words)
