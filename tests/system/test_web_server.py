@@ -76,7 +76,7 @@ def test_random_requests_find_no_defect():
     for result in schema.get_all_operations():
         operation = result.ok()
 
-        @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+        @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
         @given(case=operation.as_strategy())
         def one(case):
             nonlocal n
@@ -87,4 +87,4 @@ def test_random_requests_find_no_defect():
 
         one()
     logging.getLogger(__name__).info(f"{n} requests")
-    assert n > 1000
+    assert n > 2000
