@@ -31,6 +31,7 @@ from netcls.datasets.sources import DataOptions, LabelledCapture
 from netcls.datasets.splits import CALIBRATION, TEST, TRAIN, VALIDATION, GroupRule, SplitKind, SplitOptions
 from netcls.datasets.targets import UNITS
 from netcls.evaluation.card import card_of_run
+from netcls.evaluation.drift import write_reference
 from netcls.evaluation.heldout import Measured, MeasureOptions, measure
 from netcls.evaluation.seen_captures import seen_captures, write_seen_captures
 from netcls.goals import Goal, goal_of, measure_goal
@@ -306,7 +307,10 @@ def run_finetune(options: FinetuneOptions, on_progress: Progress | None = None) 
         limits=limits,
     )
     seen = [c for part in (TRAIN, VALIDATION, CALIBRATION) for c in prepared.captures_of(part)]
-    return _write(options, model, replace(checkpoint, card=card), report, seen, run_dir, trained.adapter)
+    written = _write(options, model, replace(checkpoint, card=card), report, seen, run_dir, trained.adapter)
+    if result is not None:
+        write_reference(out, result.reference)
+    return written
 
 
 def _silent(_stage: str, _details: dict[str, Any]) -> None:

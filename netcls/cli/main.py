@@ -42,6 +42,7 @@ _COMMANDS = {
     "evaluate": "netcls.cli.evaluate:evaluate",
     "dataset": "netcls.cli.dataset:dataset",
     "convert": "netcls.cli.convert:convert",
+    "drift": "netcls.cli.drift:drift",
     "export": "netcls.cli.export:export",
     "bench": "netcls.cli.bench:bench",
     "config": "netcls.cli.config:config",

@@ -15,6 +15,7 @@ from netcls.datasets.splits import CALIBRATION, TEST, TRAIN, VALIDATION
 from netcls.evaluation.baselines import BaselineAnswer, BaselineInput, majority_baseline, run_baselines
 from netcls.evaluation.calibration_report import calibration_facts
 from netcls.evaluation.contenders import what_it_sees
+from netcls.evaluation.drift import Reference, make_reference
 from netcls.evaluation.metrics import confusion_matrix, score
 from netcls.evaluation.report import Comparison, compare
 
@@ -56,11 +57,13 @@ class Measured:
         calibration: fitted on the calibration part.
         comparison: model and baselines on the test part.
         report: the same and more as JSON values.
+        reference: what `netcls drift` compares with.
     """
 
     calibration: Calibration
     comparison: Comparison
     report: dict[str, Any]
+    reference: Reference
 
 
 def measure(
@@ -140,7 +143,13 @@ def measure(
         ),
         "confusion_matrix": confusion_matrix(truth, predicted, len(flows.label_names)).tolist(),
     }
-    return Measured(Calibration(temperature, threshold, exits), comparison, report)
+    held_chances = softmax(held_logits, temperature)
+    reference = make_reference(
+        flows.tokens.take(split.rows(TRAIN)),
+        held_chances.max(axis=1),
+        held_chances.argmax(axis=1) == flows.labels[held],
+    )
+    return Measured(Calibration(temperature, threshold, exits), comparison, report, reference)
 
 
 def exit_levels(

@@ -16,6 +16,7 @@ from models.checkpoint import load_checkpoint
 from models.predictor import Predictor
 from netcls.datasets.capture_flows import process_capture
 from netcls.datasets.dataset_build import DatasetOptions, build_dataset
+from netcls.evaluation.drift import read_reference
 from netcls.finetuning import FinetuneOptions, held_out_captures, run_finetune
 from netcls.pretraining import PretrainOptions, run_pretrain
 from tests.pcap_writer import START_S, udp_flow, write_pcap
@@ -69,6 +70,7 @@ def test_a_checkpoint_is_made_that_loads_and_says_how_it_was_measured(options, d
     )
     assert checkpoint.representation_settings["payload_bytes"] == 12
     assert json.loads((out / "report.json").read_text()) == report
+    assert read_reference(out).fields["packets"].n_flows > 0
     assert not out.with_name("model.run").exists()
     assert sum(part["flows"] for part in report["split"]["parts"].values()) == 96
     assert report["test"]["macro_f1"] == 1.0
