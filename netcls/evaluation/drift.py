@@ -178,7 +178,8 @@ def compare(
 
 def _moved(histogram: Histogram, values: NDArray[Any], n_flows: int) -> dict[str, Any]:
     psi, by_chance = histogram.psi(values, n_flows)
-    return {"psi": psi, "by_chance": by_chance, "moved": psi > MOVED + by_chance}
+    moved = n_flows >= LEAST_FLOWS and psi > MOVED + by_chance
+    return {"psi": psi, "by_chance": by_chance, "moved": moved}
 
 
 def write_reference(folder: Path, reference: Reference) -> None:

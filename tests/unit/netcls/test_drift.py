@@ -119,6 +119,7 @@ def test_accuracy_is_estimated_from_confidence():
     assert later["reasons"] == ["estimated accuracy 0.10, on calibration flows 0.50"]
     few = compare(reference, tokens.take(slice(0, 20)), confidence[:20])
     assert (few["enough_flows"], few["warning"]) == (False, False)
+    assert not any(field["moved"] for field in few["fields"].values())
 
 
 def test_the_stability_index_is_the_formula_s():
