@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from capture.errors import UsageError
+from capture.representations.netfound_layout import NetFoundLayout
 from capture.representations.netmamba_plus import n_size_ids
+from models.nets.netfound_config import NetFoundConfig, sized
 from models.nets.netmamba_config import NetMambaConfig
 from models.nets.netmamba_plus_config import NetMambaPlusConfig
 from models.nets.packet_mamba_config import PacketMambaConfig
@@ -31,6 +33,9 @@ class Family:
         layer_index: (parameter name, config) -> depth, for layer-wise learning-rate decay.
         config_for: (representation settings, sizes by keyword) -> the config that fits these tokens.
         augment: (arrays of a batch, generator) -> changed copies, for training; None: the family has none.
+        part_of: parameter name -> the part of the network that fine-tuning can freeze, empty for what always learns;
+            None: the family has no such parts.
+        fresh: prefixes of a classifier's parameters, besides its head's, that no pre-training gives.
     """
 
     name: str
@@ -41,6 +46,8 @@ class Family:
     layer_index: Callable[[str, Any], int]
     config_for: Callable[..., Any]
     augment: Callable[[dict[str, NDArray[Any]], np.random.Generator], dict[str, NDArray[Any]]] | None = None
+    part_of: Callable[[str], str] | None = None
+    fresh: tuple[str, ...] = ()
 
 
 def family(name: str) -> Family:
@@ -142,7 +149,48 @@ def _augment_packets(
     return augment_packets(arrays, generator)
 
 
+def _netfound_classifier(config: NetFoundConfig, n_labels: int) -> nn.Module:
+    from models.nets.netfound import NetFoundClassifier
+
+    return NetFoundClassifier(config, n_labels)
+
+
+def _netfound_pretrainer(config: NetFoundConfig) -> nn.Module:
+    from models.nets.netfound_pretrainer import NetFoundPretrainer
+
+    return NetFoundPretrainer(config)
+
+
+def _netfound_layer_index(name: str, config: NetFoundConfig) -> int:
+    from models.nets.netfound import layer_index
+
+    return layer_index(name, config)
+
+
+def _netfound_part_of(name: str) -> str:
+    from models.nets.netfound import part_of
+
+    return part_of(name)
+
+
+def _netfound_config_for(settings: Mapping[str, Any], preset: str = "tiny", **sizes: Any) -> NetFoundConfig:
+    """Bursts and tokens from the representation's settings; ``preset`` names a size for all that is not given."""
+    shape = NetFoundLayout(settings["n_bursts"], settings["burst_packets"])
+    return sized(preset, n_bursts=shape.n_bursts, n_tokens=shape.burst_tokens, **sizes)
+
+
 FAMILIES: dict[str, Family] = {
+    "netfound": Family(
+        name="netfound",
+        representation="netfound",
+        config_type=NetFoundConfig,
+        build_classifier=_netfound_classifier,
+        build_pretrainer=_netfound_pretrainer,
+        layer_index=_netfound_layer_index,
+        config_for=_netfound_config_for,
+        part_of=_netfound_part_of,
+        fresh=("hidden_in.", "hidden_out."),
+    ),
     "netmamba": Family(
         name="netmamba",
         representation="netmamba",

@@ -75,6 +75,7 @@ class FinetuneOptions:
         target: ``bytes_left`` behind the packets that the model sees, or ``duration_s`` of the flow; of a regression.
         method: what is trained; ``full``: everything, ``head``: the linear head on the base's features, ``lora``: a
             low-rank adapter and the head.
+        freeze: parts of the network that do not learn; of method ``full``.
         rank: of the adapter.
         alpha: of the adapter, whose changes are multiplied by alpha / rank; None: twice the rank.
         keep_adapter: write the adapter beside the checkpoint that it is merged into, too.
@@ -116,6 +117,7 @@ class FinetuneOptions:
     task: str = "class"
     target: str | None = None
     method: str = "full"
+    freeze: tuple[str, ...] = ()
     rank: int = 8
     alpha: float | None = None
     keep_adapter: bool = False
@@ -367,6 +369,7 @@ def _settings(options: FinetuneOptions, prepared: Prepared) -> FinetuneSettings:
     return FinetuneSettings(
         task=options.task,
         method=options.method,
+        freeze=options.freeze,
         rank=options.rank,
         alpha=options.adapter_alpha,
         loss=options.loss,
@@ -467,6 +470,8 @@ def _training_facts(
     }
     if options.method == "lora":
         facts |= {"rank": settings.rank, "alpha": settings.alpha}
+    if options.freeze:
+        facts["freeze"] = list(options.freeze)
     if shots is not None:
         facts["shots"] = shots.as_dict()
     return facts

@@ -234,8 +234,8 @@ def loss_curve(history: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _losses(entry: dict[str, Any]) -> dict[str, float]:
-    """The loss of an entry, and its parts (NetMamba+ has three)."""
-    return {name: value for name, value in entry.items() if name == "loss" or name.endswith("_loss")}
+    """The loss of an entry, its parts (NetMamba+ has three) and how often they were right (netFound)."""
+    return {name: v for name, v in entry.items() if name == "loss" or name.endswith(("_loss", "_accuracy"))}
 
 
 def _write(

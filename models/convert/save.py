@@ -26,10 +26,16 @@ UNKNOWN_LICENCE: Final = (
 )
 
 
-INPUT_DIFFERS: Final = (
+_OF_NETMAMBA: Final = (
     "netcls shows it both directions of a flow, IPv6 too, and headers that end where they end; the published input is "
     "one direction of a flow, IPv4 only, its payload found by substring search. Published accuracy does not carry over."
 )
+INPUT_DIFFERS: Final = {
+    "netmamba": _OF_NETMAMBA,
+    "netmamba-plus": _OF_NETMAMBA,
+    "netfound": "It reads the tokens of the published tokeniser (strict_v2), of which a flow is only the packets that "
+    "netcls keeps. Padding is never pooled, as it was in its training: a flow's answer is that of a batch of its own.",
+}
 
 
 def save_converted(
@@ -83,8 +89,8 @@ def card_of(converted: Converted, source: Source, licence: str | None) -> dict[s
                 if converted.kind == "classifier"
                 else ["It has no head and answers nothing before it is fine-tuned."]
             ),
-            INPUT_DIFFERS,
-            "Drop path, head dropout and mask ratio are not in the file; the paper's are assumed.",
+            INPUT_DIFFERS[converted.family],
+            "Dropout, drop path and mask ratio are not in the file; the paper's are assumed.",
         ],
     }
 

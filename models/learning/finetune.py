@@ -52,6 +52,8 @@ class FinetuneSettings:
     Attributes:
         task: what the head answers, see :mod:`models.tasks`.
         method: what learns: ``full``, ``head`` or ``lora``.
+        freeze: parts of the body that do not learn (``full``), by the family's names; ``all``: only what pre-training
+            did not give, and pooling.
         rank: largest rank of a change of a weight (``lora``).
         alpha: a change is multiplied by alpha / rank (``lora``).
         loss: ``ce``, or ``ldam`` with margins by class size.
@@ -81,6 +83,7 @@ class FinetuneSettings:
 
     task: str = "class"
     method: str = "full"
+    freeze: tuple[str, ...] = ()
     rank: int = 8
     alpha: float = 16.0
     loss: str = "ce"
@@ -120,6 +123,8 @@ class FinetuneSettings:
         for name in ("warmup_share", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}: got {getattr(self, name)}, expected 0 to below 1")
+        if self.freeze and self.method != "full":
+            raise UsageError(f"freeze: got method {self.method!r}, which freezes the body itself; leave it out")
         if not 0 <= self.balance <= 1:
             raise UsageError(f"balance: got {self.balance}, expected 0 to 1")
 
@@ -198,6 +203,7 @@ def finetune(
         goal.check(train, "training flows", False)
         goal.check(validation, "validation flows", True)
         start_head(settings.task, head_of(model), train.labels)
+        freeze(model, family, settings.freeze)
         method = _method(model.to(device), train, validation, settings, device)
         groups = parameter_groups(
             method.network,
@@ -223,6 +229,29 @@ def finetune(
         if resume:
             run.restore()
         return run.run()
+
+
+def freeze(model: torch.nn.Module, family: Family, parts: tuple[str, ...]) -> None:
+    """Keep parts of a classifier's body as they are.
+
+    Args:
+        model: of ``family``.
+        family: names the parts.
+        parts: their names, or ``all``.
+
+    Raises:
+        UsageError: for a part that the network does not have.
+    """
+    part_of = family.part_of or (lambda _: "")
+    of_name = {name: part_of(name) for name, _ in model.named_parameters()}
+    known = sorted({part for part in of_name.values() if part})
+    for part in parts:
+        if not known or part not in (*known, "all"):
+            expected = f"one of {', '.join([*known, 'all'])}" if known else "none: it has no named parts"
+            raise UsageError(f"freeze: got {part!r} of family {family.name}, expected {expected}")
+    for name, parameter in model.named_parameters():
+        if of_name[name] and ("all" in parts or of_name[name] in parts):
+            parameter.requires_grad_(False)
 
 
 def _method(

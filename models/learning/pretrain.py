@@ -283,6 +283,9 @@ class _Pretraining:
         generator = self._mask_generator(step, n_before=first)
         dtype = autocast_dtype(settings.precision, self._device)
         totals = {"loss": 0.0}
+        told = getattr(self._learner.model, "set_progress", None)
+        if told is not None:
+            told(run_progress(step, settings.steps, self._elapsed_s, settings.max_seconds))
         for part in range(settings.accumulate):
             start = first + part * self._batch
             inputs = to_device(self._tokens.take(rows[start : start + self._batch]).arrays, self._device)

@@ -64,13 +64,15 @@ def training_process(threads: int | None) -> Iterator[None]:
 def load_body(model: nn.Module, state: Mapping[str, Tensor], family: Family, config: Any) -> None:
     """Copy pretrained weights into a classifier; its head stays as it is.
 
-    What only the pre-training network has (a decoder) is left out. Everything else must fit: a weight that is missing
-    would silently stay random.
+    What only the pre-training network has (a decoder) is left out, and what it cannot have (``family.fresh``) stays
+    random. Everything else must fit: a weight that is missing would silently stay random.
 
     Raises:
         CheckpointError: naming a tensor that is missing, unknown, or of another shape.
     """
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(HEAD_PREFIX)}
+    state_of = model.state_dict()
+    fresh = {name for name in state_of if name.startswith(family.fresh) and name not in state}
+    own = {name: t for name, t in state_of.items() if name not in fresh and not name.startswith(HEAD_PREFIX)}
     only_pretraining = expected_tensors(family, config, "backbone", 0, "training").keys() - own.keys()
     for name, tensor in own.items():
         if name not in state:

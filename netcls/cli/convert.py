@@ -147,6 +147,41 @@ def netmamba_plus(
     _convert(map_source, source, out, labels, licence, json=json)
 
 
+@convert.command("netfound", cls=NetclsCommand)
+@click.argument("source", metavar="SRC")
+@click.option("--out", required=True, metavar="DIR", help="Checkpoint folder to write.")
+@click.option(
+    "--labels",
+    metavar="FILE",
+    help="Names of the classes, one a line or a JSON list, in the order of the head's rows; for a fine-tuned SRC only.",
+)
+@click.option(
+    "--licence", metavar="TEXT", default="MIT (SNL-UCSB/netFound)", help="Of SRC, for the card."
+)
+@click.option(
+    "--field-policy",
+    metavar="NAME",
+    default="none",
+    help="What SRC must not see: paper, leak_free, none.",
+)
+@json_option
+def netfound(
+    source: str, out: str, labels: str | None, licence: str | None, field_policy: str, json: bool
+) -> None:
+    """A published netFound (version 2, without payload) to a checkpoint folder.
+
+    SRC is model.safetensors, a folder that holds it, or a name on the Hugging Face hub such as
+    snlucsb/netFound-small (needs netcls[hub] and a network). The checkpoint reads the published tokens (`strict_v2`).
+    """
+    from models.convert.hub import weights_file
+    from models.convert.netfound import from_published
+
+    def map_source(read: Source, n_labels: int | None) -> Converted:
+        return from_published(read, n_labels=n_labels, field_policy=field_policy)
+
+    _convert(map_source, str(weights_file(source)), out, labels, licence, json=json)
+
+
 def _convert(
     map_source: Callable[[Source, int | None], Converted],
     source: str,

@@ -106,6 +106,14 @@ def run_options(function: F) -> F:
     help="What is trained: everything, the head alone (seconds), or a low-rank adapter and the head.",
 )
 @click.option(
+    "--freeze",
+    multiple=True,
+    metavar="PART",
+    show_default="none",
+    help="Part of the network that does not learn (--method full): embeddings, burst_encoder, flow_encoder, or all; "
+    "netfound only; may repeat.",
+)
+@click.option(
     "--rank", type=click.IntRange(min=1), metavar="N", default=8, help="Of the adapter (--method lora)."
 )
 @click.option(
