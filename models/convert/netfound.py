@@ -91,7 +91,7 @@ def n_published_parameters(network: nn.Module, config: NetFoundConfig) -> int:
         network: a classifier or pre-training network.
         config: of it.
     """
-    ours = sum(tensor.numel() for tensor in network.state_dict().values())
+    ours: int = sum(tensor.numel() for tensor in network.state_dict().values())
     return ours + (2 + config.n_bursts + 1) * config.d_model
 
 
@@ -143,7 +143,9 @@ def _check_copy(source: Source, name: str, original: str) -> None:
     """A second copy must be one: the published head shares its weights with the token table."""
     import torch
 
-    first = source.tensors.get(name.removesuffix(name.split("lm_head.")[-1]).removesuffix("lm_head.") + original)
+    first = source.tensors.get(
+        name.removesuffix(name.split("lm_head.")[-1]).removesuffix("lm_head.") + original
+    )
     if first is None or not torch.equal(first, source.tensors[name]):
         raise CheckpointError(
             f"{source.path}: tensor {name!r}: got other values than {original!r}, expected the same ones; the head of "
@@ -157,7 +159,11 @@ def _pretrains(name: str) -> bool:
 
 def _kind(source: Source, names: Mapping[str, str]) -> str:
     """What the names say it is: with a head a classifier, with a language-model head a backbone."""
-    if {"embeddings.word.weight", "embeddings.meta_in.weight", "layers.0.flow_encoder.query.weight"} <= names.keys():
+    if {
+        "embeddings.word.weight",
+        "embeddings.meta_in.weight",
+        "layers.0.flow_encoder.query.weight",
+    } <= names.keys():
         if "head.weight" in names:
             return "classifier"
         if "token_head.dense.weight" in names:

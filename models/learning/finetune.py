@@ -124,7 +124,9 @@ class FinetuneSettings:
             if not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"{name}: got {getattr(self, name)}, expected 0 to below 1")
         if self.freeze and self.method != "full":
-            raise UsageError(f"freeze: got method {self.method!r}, which freezes the body itself; leave it out")
+            raise UsageError(
+                f"freeze: got method {self.method!r}, which freezes the body itself; leave it out"
+            )
         if not 0 <= self.balance <= 1:
             raise UsageError(f"balance: got {self.balance}, expected 0 to 1")
 

@@ -43,7 +43,7 @@ class FactorisedEmbedding(nn.Module):
         self.low = nn.Embedding(257, width)  # 256: no value
 
     def forward(self, ids: Tensor) -> Tensor:
-        """int (...) to float (..., h); padding has the last special row."""
+        """From int (...) to float (..., h); padding has the last special row."""
         high, low = high_and_low(ids)
         embedded: Tensor = self.high(high) + self.low(low)
         return embedded
@@ -180,21 +180,22 @@ class NetFoundEncoder(nn.Module):
         places = torch.arange(n_flows * n_bursts, device=tokens.ids.device).repeat_interleave(n_tokens)
         protocol = tokens.protocol.repeat_interleave(n_bursts)
         x = self.embeddings(tokens.ids.flatten(), tokens.metadata().flatten(0, 1), protocol, places)
-        x = x.unflatten(0, (n_flows * n_bursts, n_tokens))
+        x = x.view(n_flows * n_bursts, n_tokens, -1)
         present = (tokens.ids != layout.PAD).flatten(0, 1)
-        bursts = present.any(1).unflatten(0, (n_flows, n_bursts))
+        bursts = present.any(1).view(n_flows, n_bursts)
         for layer in self.layers:
             x = layer.burst_encoder.padded(x, self.burst_positions[:n_tokens], present)  # type: ignore[union-attr,operator]
             class_tokens = layer.flow_encoder.padded(  # type: ignore[union-attr,operator]
-                x[:, 0].unflatten(0, (n_flows, n_bursts)), self.flow_positions[:n_bursts], bursts
+                x[:, 0].reshape(n_flows, n_bursts, -1), self.flow_positions[:n_bursts], bursts
             )
             x = torch.cat([class_tokens.flatten(0, 1)[:, None], x[:, 1:]], dim=1)
-        return x.unflatten(0, (n_flows, n_bursts))
+        whole: Tensor = x.view(n_flows, n_bursts, n_tokens, -1)
+        return whole
 
     def pool_packed(self, class_tokens: Tensor, packed: Packed, n_flows: int) -> Tensor:
         """One vector a flow, zero for a flow without bursts: float (N, h), in flow order, to float (F, h)."""
         parts = [
-            self.pooling(class_tokens[group.rows].unflatten(0, (group.n, group.length)))
+            self.pooling(class_tokens[group.rows].view(group.n, group.length, -1))
             for group in packed.flow_groups
         ]
         pooled = torch.cat(parts)
@@ -260,7 +261,7 @@ class NetFoundClassifier(NetFoundEncoder):
         # As published, without a mask; flows of equally many bursts together have nothing to mask.
         counts = present.sum(1)
         pooled = self.head.weight.new_zeros(len(counts), self.config.d_model)
-        for count in counts.unique().tolist():
+        for count in sorted(set(counts.tolist())):
             if count:
                 rows = torch.nonzero(counts == count)[:, 0]
                 part = Tokens(*(array[rows] for array in tokens))

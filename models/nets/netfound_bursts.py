@@ -109,7 +109,7 @@ class Packed:
 
 
 def pack(ids: Tensor) -> Packed:
-    """Where the tokens are: int32 (F, B, T) to their packed order. A burst begins with its class token, without gaps."""
+    """Where the tokens are: int32 (F, B, T) to their packed order. A burst has no gaps."""
     lengths = (ids != layout.PAD).sum(2)
     flow, burst = torch.nonzero(lengths, as_tuple=True)
     length = lengths[flow, burst]

@@ -88,7 +88,9 @@ def hide(tokens: Tokens, config: NetFoundConfig, generator: torch.Generator | No
     return Hidden(changed, targets, swapped, metadata_hidden, metadata)
 
 
-def swap(tokens: Tokens, config: NetFoundConfig, draw: Callable[..., Tensor]) -> tuple[Tokens, Tensor, Tensor]:
+def swap(
+    tokens: Tokens, config: NetFoundConfig, draw: Callable[..., Tensor]
+) -> tuple[Tokens, Tensor, Tensor]:
     """Put a burst of another flow of the batch into some flows.
 
     Returns:
@@ -117,7 +119,9 @@ def swap(tokens: Tokens, config: NetFoundConfig, draw: Callable[..., Tensor]) ->
     return Tokens(*arrays), swapped, swapped_burst
 
 
-def mask(ids: Tensor, is_free: Tensor, config: NetFoundConfig, draw: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+def mask(
+    ids: Tensor, is_free: Tensor, config: NetFoundConfig, draw: Callable[..., Tensor]
+) -> tuple[Tensor, Tensor]:
     """Mask values: 80 % of the chosen become the mask, 10 % another value, 10 % stay.
 
     Args:

@@ -151,8 +151,8 @@ class EncoderLayer(nn.Module):
         x = self.attention_norm(x + self.dropout(self.out(attended)))
         inner, gate = self.mlp_in(self.mlp_norm(x)).chunk(2, dim=-1)
         hidden: Tensor = functional.gelu(inner, approximate="tanh") * gate
-        x = x + self.mlp_out(self.mlp_dropout(hidden))
-        return x
+        output: Tensor = x + self.mlp_out(self.mlp_dropout(hidden))
+        return output
 
 
 class NetFoundLayer(nn.Module):
@@ -177,7 +177,7 @@ class AttentivePooling(nn.Module):
         self.score = nn.Linear(width, 1, bias=False)
 
     def forward(self, bursts: Tensor, present: Tensor | None = None) -> Tensor:
-        """float (F, B, h) and bool (F, B), or None for all, to float (F, h); zero for a flow without bursts."""
+        """From float (F, B, h) and bool (F, B), or None for all, to float (F, h); zero for a flow without bursts."""
         scores = torch.tanh(self.score(self.projection(bursts)))[..., 0]
         if present is None:
             return (scores.softmax(-1)[..., None] * bursts).sum(1)

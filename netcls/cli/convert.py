@@ -155,9 +155,7 @@ def netmamba_plus(
     metavar="FILE",
     help="Names of the classes, one a line or a JSON list, in the order of the head's rows; for a fine-tuned SRC only.",
 )
-@click.option(
-    "--licence", metavar="TEXT", default="MIT (SNL-UCSB/netFound)", help="Of SRC, for the card."
-)
+@click.option("--licence", metavar="TEXT", default="MIT (SNL-UCSB/netFound)", help="Of SRC, for the card.")
 @click.option(
     "--field-policy",
     metavar="NAME",
