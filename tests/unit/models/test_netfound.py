@@ -61,7 +61,8 @@ def test_logits_are_those_of_the_plain_twin(fields: dict[str, Any]) -> None:
 def test_each_objectives_loss_is_that_of_the_plain_twin(fields: dict[str, Any]) -> None:
     config = NetFoundConfig(**{**SMALL, **fields})
     network = shaken(NetFoundPretrainer(config)).double()
-    hidden = hide(Tokens(*some_flows(5, seed=1, n_bursts=4)), config, torch.Generator().manual_seed(2))
+    # Ten flows: two of each protocol, so that a burst can be swapped.
+    hidden = hide(Tokens(*some_flows(10, seed=1, n_bursts=4)), config, torch.Generator().manual_seed(2))
     assert hidden.metadata_hidden.any()
     assert hidden.swapped.any()
     hidden = dataclasses.replace(hidden, tokens=doubled(hidden.tokens), metadata=hidden.metadata.double())
@@ -194,7 +195,7 @@ def test_the_first_stage_counts_masked_tokens_alone() -> None:
     def loss(progress: float) -> tuple[float, dict[str, Tensor]]:
         network.set_progress(progress)
         total, parts, _ = network(*some_flows(8), generator=torch.Generator().manual_seed(0))
-        return float(total), parts
+        return float(total.detach()), parts
 
     first, parts = loss(0.4)
     assert first == pytest.approx(float(parts["mlm_loss"]))
