@@ -434,6 +434,7 @@ def test_an_upload_that_is_no_capture_or_too_long_is_refused():
     assert upload(a_site(), b"x").status_code == 503
 
 
+@pytest.mark.slow  # the worker compiles its kernels
 def test_a_capture_is_classified_and_a_bomb_is_refused():
     from pathlib import Path
 
