@@ -251,5 +251,7 @@ def test_the_family_builds_what_its_representation_s_settings_say() -> None:
 
 
 def test_an_unknown_family_is_named_with_those_that_exist() -> None:
-    with pytest.raises(UsageError, match="unknown model family 'netmumba'; expected one of: netfound, netmamba"):
+    with pytest.raises(
+        UsageError, match="unknown model family 'netmumba'; expected one of: netfound, netmamba"
+    ):
         family("netmumba")
