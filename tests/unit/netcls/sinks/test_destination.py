@@ -68,15 +68,26 @@ def test_a_receiver_that_dies_is_said_with_the_number_of_lost_events(
     capture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from netcls.sinks import event_writer
+    from netcls.sinks.peer import Peer
 
     monkeypatch.setattr(event_writer, "_CLOSE_TIMEOUT_S", 0.3)
     server = socket.create_server(("127.0.0.1", 0))
     host, port = server.getsockname()
 
+    is_dead = threading.Event()
+    connect = Peer.open
+
     def die() -> None:
         server.accept()[0].close()
         server.close()
+        is_dead.set()
 
+    def connect_and_lose(self: Peer) -> None:
+        """Of a death after the last event, TCP may not tell."""
+        connect(self)
+        is_dead.wait(10)
+
+    monkeypatch.setattr(Peer, "open", connect_and_lose)
     thread = threading.Thread(target=die)
     thread.start()
     assert run(capture, "-o", f"tcp://{host}:{port}") == 2
