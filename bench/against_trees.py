@@ -26,13 +26,14 @@ from results_tasks import Task, tasks
 
 from capture.representations import build
 from models.checkpoint import load_checkpoint
+from models.learning.calibration import softmax
 from netcls.datasets.splits import TEST, TRAIN, VALIDATION
 from netcls.evaluating import EvaluateOptions
 from netcls.evaluation.baselines import BaselineInput, run_baselines
 from netcls.evaluation.comparison_data import ComparisonData, read_comparison_data
 from netcls.evaluation.features import header_features
 from netcls.evaluation.metrics import score
-from netcls.evaluation.trained_rows import RowTrainer
+from netcls.evaluation.trained_rows import RowChoice, RowTrainer
 from netcls.provenance import code_version
 
 BASE = "packet-mamba-small"
@@ -76,7 +77,7 @@ def network(
             device="cpu",
             on_progress=lambda _: None,
         )
-        classifier, _ = trainer._trained(row, seed, None)
+        classifier = trainer.contender(RowChoice(row), [seed]).classifiers[0]
     finally:
         families.FAMILIES.update(known)
     return classifier, time.process_time() - began_s
@@ -85,9 +86,7 @@ def network(
 def chances(classifier: Any, data: ComparisonData, part: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Probabilities float64 (F, C) and features of one part."""
     logits, features = classifier.answer(data.batch(data.rows(part)))
-    z = logits - logits.max(axis=1, keepdims=True)
-    e = np.exp(z.astype(np.float64))
-    return e / e.sum(axis=1, keepdims=True), features
+    return softmax(logits), features
 
 
 def run(given: argparse.Namespace, task: Task, seed: int) -> dict[str, Any]:

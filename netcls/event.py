@@ -283,9 +283,9 @@ def events_of(batch: EventBatch) -> Iterator[Event]:
             event_type=event_type,
             in_iface=source if batch.is_live else UNSET,
             pcap_filename=UNSET if batch.is_live else source,
-            src_ip=_ip_text(client.tobytes(), ip_v),
+            src_ip=address_text(client.tobytes(), ip_v),
             src_port=port_0 if has_ports else UNSET,
-            dest_ip=_ip_text(server.tobytes(), ip_v),
+            dest_ip=address_text(server.tobytes(), ip_v),
             dest_port=port_1 if has_ports else UNSET,
             proto=_PROTO_NAMES.get(protocol) or str(protocol),
             icmp_type=port_0 if is_icmp else UNSET,
@@ -474,7 +474,8 @@ def _quality_names(bits: int) -> list[str] | UnsetType:
 
 
 @lru_cache(maxsize=65536)
-def _ip_text(address: bytes, ip_version: int) -> str:
+def address_text(address: bytes, ip_version: int) -> str:
+    """An address as events say it, of 16 bytes in network order (IPv4 in the last four)."""
     if ip_version == 4:
         return socket.inet_ntop(socket.AF_INET, address[12:])
     return socket.inet_ntop(socket.AF_INET6, address)

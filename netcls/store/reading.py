@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from dataclasses import dataclass
 from typing import Any, Final
 
+from netcls.event import address_text
 from netcls.store.filter import FlowFilter
 from netcls.store.kept import KeptFlow
 from netcls.store.store import COARSE_STEP_S, FINE_STEP_S, Store
@@ -185,6 +185,4 @@ def summary(store: Store, window_s: int, n_top: int = 10, now_s: float | None = 
 
 
 def _ip_text(address: bytes) -> str:
-    if address.startswith(b"\0" * 10 + b"\xff\xff"):
-        return socket.inet_ntop(socket.AF_INET, address[12:])
-    return socket.inet_ntop(socket.AF_INET6, address)
+    return address_text(address, 4 if address.startswith(b"\0" * 10 + b"\xff\xff") else 6)
